@@ -1,0 +1,107 @@
+"""Random draws as a pure function of (seed, epoch, sample index): Philox 4x32-10.
+
+Source: Salmon, Moraes, Dror and Shaw, Parallel Random Numbers: As Easy as 1, 2, 3, SC 2011
+(https://doi.org/10.1145/2063384.2063405). PyTorch has no unsigned 32-bit arithmetic on every device, so a word is the
+low half of an int64.
+"""
+
+from enum import IntEnum
+
+import torch
+
+ROUNDS = 10
+MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
+KEY_STEPS = 0x9E3779B9, 0xBB67AE85
+MASK = 0xFFFFFFFF
+
+ERASING_ATTEMPTS = 10
+
+
+class Stream(IntEnum):
+    """The third counter word: one stream for each transform, so that adding one changes the draws of no other.
+
+    Beside each, what its four words are for. `ERASING_ATTEMPT + k` is attempt k, 0 to 9. `ERASING_NOISE` alone uses the
+    fourth counter word: group `pixel * ceil(C / 4) + channel // 4` gives the normals of four channels of a pixel.
+    """
+
+    ORDER = 0  # sort key: high word, low word
+    CROP = 1  # top, left
+    FLIP = 2  # whether
+    ALTERNATING_FLIP = 3  # whether in even epochs; drawn with epoch 0
+    JITTER = 4  # brightness, contrast, saturation, order of the three
+    ROTATION = 5  # angle
+    TRANSLATE = 6  # top, left
+    CUTOUT = 7  # centre row, centre column
+    ERASING = 16  # whether
+    ERASING_ATTEMPT = 17  # area, log ratio, top, left
+    ERASING_NOISE = 32  # two pairs for the Box-Muller transform
+
+
+Words = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def philox4x32(
+    seed: int,
+    sample: torch.Tensor,
+    epoch: torch.Tensor | int,
+    stream: torch.Tensor | int,
+    group: torch.Tensor | int = 0,
+) -> Words:
+    """Four random words for each counter (sample, epoch, stream, group).
+
+    Args:
+        seed: the 64-bit key, its low half first.
+        sample: int64, any shape, on any device; the other three broadcast against it.
+
+    Returns:
+        Four int64 tensors of the broadcast shape, each in 0 .. 2**32 - 1.
+    """
+    low, high = seed & MASK, seed >> 32 & MASK
+    c0, c1, c2, c3 = sample & MASK, epoch, stream, group
+    for _ in range(ROUNDS):
+        product0, product1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            _high(product1) ^ c1 ^ low,
+            product1 & MASK,
+            _high(product0) ^ c3 ^ high,
+            product0 & MASK,
+        )
+        low, high = low + KEY_STEPS[0] & MASK, high + KEY_STEPS[1] & MASK
+    return tuple(torch.broadcast_tensors(c0, *(torch.as_tensor(c, device=sample.device) for c in (c1, c2, c3))))
+
+
+def uniform(word: torch.Tensor) -> torch.Tensor:
+    """A word as a float32 in [0, 1): its upper 24 bits times 2**-24, which is exact."""
+    return (word >> 8).float() * 2.0**-24
+
+
+def below(word: torch.Tensor, bound: torch.Tensor | int) -> torch.Tensor:
+    """A word as an int64 in 0 .. bound - 1: the upper half of word * bound (bound below 2**31), in integers alone.
+
+    Lemire, Fast Random Integer Generation in an Interval, 2019, without the rejection: the bias is below bound / 2**32.
+    """
+    return word * bound >> 32
+
+
+def normals(words: Words) -> torch.Tensor:
+    """Four standard normals, float32 in a new last dimension, from four words, by the Box-Muller transform."""
+    pairs = []
+    for radius_word, angle_word in (words[:2], words[2:]):
+        radius = torch.sqrt(-2.0 * torch.log1p(-uniform(radius_word)))  # log(1 - u): u can be 0, not 1
+        angle = uniform(angle_word) * (2 * torch.pi)
+        pairs += [radius * torch.cos(angle), radius * torch.sin(angle)]
+    return torch.stack(pairs, dim=-1)
+
+
+def epoch_order(seed: int, epoch: int, count: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """The order of an epoch: a permutation of 0 .. count - 1, int64 of shape (count,).
+
+    Samples are sorted by 63 random bits each, so the order depends on nothing but (seed, epoch, count).
+    """
+    high, low, _, _ = philox4x32(seed, torch.arange(count, device=device), epoch, int(Stream.ORDER))
+    return torch.argsort((high >> 1 << 32) | low, stable=True)
+
+
+def _high(product: torch.Tensor | int) -> torch.Tensor | int:
+    """Bits 32 to 63 of a product of two words, which int64 may hold as a negative number."""
+    return product >> 32 & MASK

@@ -1,0 +1,189 @@
+"""The `fastcifar` command: arguments, calls and printing, nothing else.
+
+Heavy imports stand inside the commands, so that `fastcifar --help` answers at once.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fastcifar.errors import UserError
+
+INTERRUPTED = 130  # what shells report of a program ended by Ctrl-C
+
+app = typer.Typer(
+    help="Train small-image classifiers as fast as the hardware allows.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON too.")]
+Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder that `fastcifar prep` wrote.")]
+RecipeName = Annotated[str, typer.Option("--recipe", help="Name of a recipe (see `fastcifar recipes`) or a .toml file.")]
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, as in optimizer.lr=0.1.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+def main() -> None:
+    """Run the command line; exit 0: done, 2: the user can fix it and one line on stderr says how, 1: a bug."""
+    try:
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except UserError as error:
+        code = _fail(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away, as in `fastcifar recipes | head -1`
+        sys.stderr.close()
+        code = 0
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # only usage errors have one; their class moved between typer's versions
+            raise
+        code = _fail(error.format_message())
+    sys.exit(code or 0)
+
+
+@app.command()
+def prep(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="cifar10, cifar100, synthetic, a cifar-*-batches folder or .tar.gz, or a folder of class folders of "
+            "images. Default: $FASTCIFAR_SOURCE, then ./data, then the download of CIFAR-10."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the betons and dataset.json to.")] = Path("betons"),
+    val_fraction: Annotated[float, typer.Option(help="Share of the training images kept for validation.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Seed of that split.")] = 0,
+    resize: Annotated[int | None, typer.Option(metavar="N", help="Resize the images of a folder to N x N.")] = None,
+    json: Json = None,
+) -> None:
+    """Convert a data set, once, to train.beton, val.beton, test.beton and dataset.json."""
+    from dataclasses import asdict
+
+    from data_prep import prepare
+    from fastcifar.report.console import preparing
+
+    with preparing() as progress:
+        result = prepare(source, out, val_fraction=val_fraction, seed=seed, resize=resize, progress=progress)
+    manifest = result.manifest
+    counts = ", ".join(f"{count:,} {split}" for split, count in manifest.counts.items())
+    done = f"written in {result.seconds:.1f} s" if result.changed else "already up to date, nothing done"
+    print(f"{out}: {manifest.name}, {len(manifest.classes)} classes, {counts}; {done}")
+    _write(json, {"out": str(out), "changed": result.changed, "seconds": result.seconds, "manifest": asdict(manifest)})
+
+
+@app.command()
+def train(
+    recipe: RecipeName = "seed",
+    data: Data = Path("betons"),
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; default runs/RECIPE-DATE-TIME.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with a run that was stopped, from its last checkpoint.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Short for --set train.epochs=N.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Short for --set train.seed=N.")] = None,
+    set_: Overrides = [],  # noqa: B006 (typer's way of an option given many times)
+    device: Device = "auto",
+    step: Annotated[str, typer.Option(help="Back end of the training step: auto, eager or compiled.")] = "auto",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the loss of every log_every steps.")] = False,
+    json: Json = None,
+) -> None:
+    """Train a recipe; Ctrl-C stops it with a checkpoint."""
+    from fastcifar.config import load_recipe
+    from fastcifar.data.dataset import load_dataset
+    from fastcifar.engine.interrupt import stop_on_interrupt
+    from fastcifar.engine.rundir import open_run
+    from fastcifar.engine.trainer import train as run_training
+    from fastcifar.report.console import Reporter
+
+    shortcuts = [f"train.{key}={value}" for key, value in (("epochs", epochs), ("seed", seed)) if value is not None]
+    if resume and (out or set_ or shortcuts or recipe != "seed"):
+        raise UserError("--resume goes on with the run's own recipe; leave out --recipe, --set, --epochs, --seed and --out")
+    run, resolved = open_run(resume) if resume else (None, load_recipe(recipe, [*shortcuts, *set_]))
+    dataset = load_dataset(data)
+    reporter = Reporter(verbose=verbose)
+    with stop_on_interrupt() as should_stop:
+        result = run_training(
+            resolved, dataset, out, resume=run, device=device, backend=step, reporter=reporter, should_stop=should_stop
+        )
+    if not result.finished:
+        print(f"stopped; go on with: fastcifar train --resume {result.run.root} --data {data}")
+        raise typer.Exit(INTERRUPTED)
+    _write(json, result.summary)
+
+
+@app.command(name="eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    data: Data = Path("betons"),
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    checkpoint: Annotated[str, typer.Option(help="last, best, or a .safetensors file.")] = "last",
+    device: Device = "auto",
+    json: Json = None,
+) -> None:
+    """Score a trained run: accuracy, accuracy of each class and the confusion matrix."""
+    from fastcifar.data.dataset import load_dataset
+    from fastcifar.engine.environment import choose_device
+    from fastcifar.engine.evaluate import evaluate_run
+    from fastcifar.engine.rundir import open_run
+    from fastcifar.report.tables import print_evaluation
+
+    directory, recipe = open_run(run)
+    dataset = load_dataset(data)
+    path = {"last": directory.last, "best": directory.best}.get(checkpoint, Path(checkpoint))
+    score = evaluate_run(recipe, path, dataset, split, choose_device(device))
+    print_evaluation(score, dataset.manifest.classes, f"{path} on the {split} split of {dataset.manifest.name}")
+    _write(json, {"split": split, "checkpoint": str(path), **score.to_json(dataset.manifest.classes)})
+
+
+@app.command()
+def info(
+    recipe: RecipeName = "seed",
+    set_: Overrides = [],  # noqa: B006
+    layers: Annotated[bool, typer.Option("--layers", help="Add the table of layers.")] = False,
+    device: Device = "auto",
+    json: Json = None,
+) -> None:
+    """Show a recipe's model, its size and work, this machine, and the floor time of the run on it."""
+    from fastcifar.config import load_recipe
+    from fastcifar.report.info import describe, print_info
+
+    described = describe(load_recipe(recipe, set_), device)
+    print_info(described, layers=layers)
+    _write(json, described)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="A recipe to explain, key by key.")] = None, json: Json = None
+) -> None:
+    """List the recipes, or explain one."""
+    from fastcifar.config import explain, load_recipe, recipe_names
+    from fastcifar.report.tables import print_recipe, print_recipes
+
+    if name:
+        loaded = load_recipe(name)
+        print_recipe(loaded)
+        _write(json, [{"key": key, "value": value, "meaning": meaning} for key, value, meaning in explain(loaded)])
+        return
+    listed = {known: load_recipe(known).description for known in recipe_names()}
+    print_recipes(listed)
+    _write(json, listed)
+
+
+def _write(path: Path | None, value: Any) -> None:
+    if path:
+        from fastcifar.files import write_json
+
+        write_json(path, value)
+
+
+def _fail(message: str) -> int:
+    print(f"fastcifar: {message}", file=sys.stderr)
+    return 2

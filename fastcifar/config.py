@@ -1,0 +1,232 @@
+"""The recipe: every choice of a training run, as frozen dataclasses loaded from TOML.
+
+A table's dataclass lives beside the code that reads it (`ResNetConfig`, `OptimizerConfig`, `Policy`, ...); here they are
+put together, checked, overridden and written back. A field's meaning and unit stand in its `Annotated` type.
+"""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from fastcifar.augment import Policy
+from fastcifar.errors import UserError
+from fastcifar.models import MODELS, ModelConfig
+from fastcifar.optim.optimizers import OptimizerConfig
+from fastcifar.optim.schedules import ScheduleConfig
+
+RECIPES = Path(__file__).parent / "recipes"
+PRECISIONS = {"bf16": "bfloat16", "fp32": "float32"}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, in what portions and in which arithmetic."""
+
+    epochs: Annotated[int, "passes over the training split"] = 40
+    batch_size: Annotated[int, "images a step"] = 64
+    precision: Annotated[
+        Literal["bf16", "fp32"], "bf16: autocast to bfloat16 over float32 weights; fp32: float32 throughout"
+    ] = "bf16"
+    label_smoothing: Annotated[float, "share of the target spread over all classes, 0 to below 1"] = 0.0
+    log_every: Annotated[int, "steps over which the training loss is averaged for the log"] = 100
+    seed: Annotated[int, "64-bit seed of weights, order, augmentation and dropout"] = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "log_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} = {getattr(self, name)}: must be at least 1")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"label_smoothing = {self.label_smoothing}: must be at least 0 and below 1")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed = {self.seed}: must be at least 0 and below 2**63")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How a split is scored."""
+
+    batch_size: Annotated[int, "images a forward pass; it does not change the result beyond rounding"] = 1000
+    tta: Annotated[Literal["none", "flip"], "test-time augmentation: flip averages the logits of an image and its mirror"] = (
+        "none"
+    )
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"batch_size = {self.batch_size}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One complete training run. `load_recipe` makes one from TOML; `dataclasses.replace` changes one."""
+
+    name: str
+    description: str
+    augment: Policy
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+
+    def with_classes(self, num_classes: int, in_channels: int) -> "Recipe":
+        """This recipe with its model fitted to a data set of `num_classes` classes and `in_channels` channels."""
+        return replace(self, model=replace(self.model, num_classes=num_classes, in_channels=in_channels))
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with fastcifar."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Load a recipe by name ("seed") or path ("mine.toml"), then apply `overrides` such as "optimizer.lr=0.1".
+
+    Raises:
+        UserError: no such recipe, not TOML, an unknown key, a wrong type or an impossible value; the message names the
+            file, the key, the value and the nearest valid key.
+    """
+    path = _find(recipe)
+    try:
+        tables = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+    for override in overrides:
+        _override(tables, override)
+    return _recipe(tables, str(path))
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as TOML text that `load_recipe` reads back to an equal recipe."""
+    lines = [f"{key} = {_toml(getattr(recipe, key))}" for key in ("name", "description")]
+    for field in fields(Recipe)[2:]:
+        value = getattr(recipe, field.name)
+        table = (
+            {"transforms": value.to_config()["transforms"]}
+            if isinstance(value, Policy)
+            else {f.name: getattr(value, f.name) for f in fields(value)}
+        )
+        lines += ["", f"[{field.name}]", *(f"{key} = {_toml(item)}" for key, item in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def explain(recipe: Recipe) -> list[tuple[str, Any, str]]:
+    """(key, value, meaning) of every key of the recipe's tables, in the order of the file."""
+    rows = [("augment.transforms", [t["name"] for t in recipe.augment.to_config()["transforms"]], "in this order")]
+    for table in ("model", "optimizer", "schedule", "train", "evaluate"):
+        config = getattr(recipe, table)
+        hints = get_type_hints(type(config), include_extras=True)
+        for field in fields(config):
+            meaning = next(iter(getattr(hints[field.name], "__metadata__", ())), "")
+            rows.append((f"{table}.{field.name}", getattr(config, field.name), meaning))
+    return rows
+
+
+def _find(recipe: str | Path) -> Path:
+    path = Path(recipe)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise UserError(f"{path}: no such recipe file")
+        return path
+    if str(recipe) not in recipe_names():
+        raise UserError(f"no recipe {str(recipe)!r}{_nearest(str(recipe), recipe_names())}; or give a path to a .toml file")
+    return RECIPES / f"{recipe}.toml"
+
+
+def _recipe(tables: Mapping[str, Any], where: str) -> Recipe:
+    _check_keys(tables, [field.name for field in fields(Recipe)], where, "")
+    train = _config(TrainConfig, tables.get("train", {}), where, "train")
+    model = tables.get("model", {})
+    kind = model.get("name", "resnet") if isinstance(model, Mapping) else "resnet"
+    if kind not in MODELS:
+        raise UserError(f"{where}: model.name = {kind!r} is no model{_nearest(str(kind), MODELS)}")
+    return Recipe(
+        name=str(tables.get("name", Path(where).stem)),
+        description=str(tables.get("description", "")),
+        augment=_policy(tables.get("augment", {}), train.precision, where),
+        model=_config(MODELS[kind], model, where, "model"),
+        optimizer=_config(OptimizerConfig, tables.get("optimizer", {}), where, "optimizer"),
+        schedule=_config(ScheduleConfig, tables.get("schedule", {}), where, "schedule"),
+        train=train,
+        evaluate=_config(EvaluateConfig, tables.get("evaluate", {}), where, "evaluate"),
+    )
+
+
+def _policy(table: Any, precision: str, where: str) -> Policy:
+    """The augmentation writes the dtype that the model computes in, so the precision decides it."""
+    _check_keys(table, ["transforms"], where, "augment.")
+    try:
+        return Policy.from_config({"transforms": table.get("transforms", []), "dtype": PRECISIONS[precision]})
+    except UserError as error:
+        raise UserError(f"{where}: augment.transforms: {error}") from None
+
+
+def _config(cls: type, table: Any, where: str, section: str) -> Any:
+    hints = get_type_hints(cls, include_extras=False)
+    _check_keys(table, list(hints), where, f"{section}.")
+    for field in fields(cls):
+        if field.name not in table and field.default is MISSING:
+            raise UserError(f"{where}: {section}.{field.name} is missing")
+    values = {key: _typed(value, hints[key], f"{where}: {section}.{key}") for key, value in table.items()}
+    try:
+        return cls(**values)
+    except UserError as error:
+        raise UserError(f"{where}: {section}.{error}") from None
+
+
+def _typed(value: Any, hint: Any, what: str) -> Any:
+    """`value` as the type `hint` asks: an int, float, str, bool, Literal, optional or homogeneous tuple."""
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            choices = [str(choice) for choice in get_args(hint)]
+            raise UserError(f"{what} = {value!r}: must be one of {', '.join(choices)}")
+        return value
+    if get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(_typed(item, get_args(hint)[0], f"{what}[{i}]") for i, item in enumerate(value))
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        expected = "a list" if get_origin(hint) is tuple else f"of type {getattr(hint, '__name__', hint)}"
+        raise UserError(f"{what} = {value!r}: must be {expected}")
+    return value
+
+
+def _check_keys(table: Any, valid: Iterable[str], where: str, prefix: str) -> None:
+    if not isinstance(table, Mapping):
+        raise UserError(f"{where}: {prefix.rstrip('.')} = {table!r}: must be a table")
+    for key in table:
+        if key not in valid:
+            raise UserError(f"{where}: unknown key {prefix}{key} = {table[key]!r}{_nearest(key, valid)}")
+
+
+def _nearest(word: str, valid: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; valid are {', '.join(valid)}"
+
+
+def _override(tables: dict[str, Any], override: str) -> None:
+    """Apply "section.key=value" to the parsed tables; the value is read as TOML, and as a string where it is none."""
+    key, equals, text = override.partition("=")
+    section, _, name = key.strip().rpartition(".")
+    if not equals or not name:
+        raise UserError(f"--set {override}: must read SECTION.KEY=VALUE, as in optimizer.lr=0.1")
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    table = tables.setdefault(section, {}) if section else tables
+    if not isinstance(table, dict):
+        raise UserError(f"--set {override}: {section} is not a table")
+    table[name] = value
+
+
+def _toml(value: Any) -> str:
+    """A TOML value. JSON's strings, numbers, booleans and arrays are TOML's too; only inline tables differ."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
+    if isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+        return "[\n" + "".join(f"  {_toml(item)},\n" for item in value) + "]"
+    return json.dumps(value)

@@ -1,0 +1,123 @@
+"""A prepared data set: betons and their manifest, `dataset.json`."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from fastcifar.data.beton import read_beton
+from fastcifar.errors import UserError
+
+FORMAT_VERSION = 1
+MANIFEST = "dataset.json"
+SPLITS = "train", "val", "test"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of `dataset.json`.
+
+    Attributes:
+        name: of the data set, as in "cifar10".
+        classes: names, in the order of the labels.
+        image_shape: (H, W, C).
+        counts: images of each split that there is.
+        split_seed, val_fraction: how the validation split was drawn from the training images.
+        mean, std: of each channel over the training split, pixels in 0 .. 1.
+        sha256: of each split's beton.
+        source: what the betons were made from; `prep` compares it to see whether anything changed.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    counts: dict[str, int]
+    split_seed: int
+    val_fraction: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    sha256: dict[str, str]
+    source: str
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split in memory.
+
+    Attributes:
+        images: (N, H, W, C) uint8.
+        labels: (N,) int64.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in memory; a split that it does not have is None."""
+
+    root: Path
+    manifest: Manifest
+    train: Split
+    val: Split | None
+    test: Split | None
+
+
+def load_dataset(root: str | Path) -> Dataset:
+    """Load the data set that `fastcifar prep` wrote to `root`, after checking every file against the manifest.
+
+    Raises:
+        UserError: no data set there, or a file that is damaged or of another data set.
+    """
+    root = Path(root)
+    manifest = load_manifest(root)
+    splits = {name: _load_split(root, manifest, name) if name in manifest.counts else None for name in SPLITS}
+    return Dataset(root, manifest, **splits)
+
+
+def load_manifest(root: Path) -> Manifest:
+    """Read `dataset.json` alone.
+
+    Raises:
+        UserError: there is none, or it is not of this version.
+    """
+    path = root / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{root}: holds no {MANIFEST}; make it with: fastcifar prep --out {root}")
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"{path}: not of format_version {FORMAT_VERSION}; run fastcifar prep again")
+    expected = {field.name for field in fields(Manifest)}
+    for key in sorted(expected ^ content.keys()):
+        raise UserError(f"{path}: {'missing' if key in expected else 'unknown'} key {key!r}; run fastcifar prep again")
+    return Manifest(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _load_split(root: Path, manifest: Manifest, name: str) -> Split:
+    path = root / f"{name}.beton"
+    beton = read_beton(path)
+    found = (len(beton.labels), *beton.images.shape[1:])
+    expected = (manifest.counts[name], *manifest.image_shape)
+    if found != expected:
+        raise UserError(f"{path}: of another data set: holds images {found}, {MANIFEST} says {expected}; run prep again")
+    if file_sha256(path) != manifest.sha256[name]:
+        raise UserError(f"{path}: not the file that {MANIFEST} describes (its SHA-256 differs); run fastcifar prep again")
+    if beton.labels.min() < 0 or beton.labels.max() >= len(manifest.classes):
+        raise UserError(f"{path}: labels {beton.labels.min()} to {beton.labels.max()}, but {len(manifest.classes)} classes")
+    return Split(beton.images, beton.labels)

@@ -1,0 +1,78 @@
+"""The run directory: where a run's files lie, and how a run is found again."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastcifar.config import Recipe, load_recipe
+from fastcifar.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """`runs/<name>/`: recipe.toml, environment.json, metrics.jsonl, checkpoints/, curves.png, summary.json."""
+
+    root: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.root / "recipe.toml"
+
+    @property
+    def environment(self) -> Path:
+        return self.root / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def curves(self) -> Path:
+        return self.root / "curves.png"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.json"
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint: weights, optimizer and position, enough to go on."""
+        return self.root / "checkpoints" / "last.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """The weights of the epoch with the highest validation accuracy (absent without a validation split)."""
+        return self.root / "checkpoints" / "best.safetensors"
+
+
+def new_run(recipe: Recipe, out: Path | None) -> RunDirectory:
+    """A fresh run directory: `out`, or runs/<recipe>-<date>-<time> where that is None.
+
+    Raises:
+        UserError: `out` already holds a run.
+    """
+    root = out or _unused(Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UserError(f"{root}: exists and is not empty; continue it with --resume {root}, or choose another --out")
+    return RunDirectory(root)
+
+
+def open_run(root: Path) -> tuple[RunDirectory, Recipe]:
+    """An existing run directory and its resolved recipe.
+
+    Raises:
+        UserError: there is no run in `root`.
+    """
+    run = RunDirectory(root)
+    if not run.recipe.is_file():
+        raise UserError(f"{root}: holds no run (no recipe.toml); give the folder that `fastcifar train` named")
+    return run, load_recipe(run.recipe)
+
+
+def _unused(root: Path) -> Path:
+    """`root`, or root-2, root-3, ... where runs begin within the same second."""
+    number, candidate = 1, root
+    while candidate.exists():
+        number += 1
+        candidate = root.with_name(f"{root.name}-{number}")
+    return candidate

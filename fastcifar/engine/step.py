@@ -1,0 +1,115 @@
+"""One training step, by interchangeable back ends that the trainer cannot tell apart.
+
+A `Step` keeps its position in the run, and everything it reads or writes (order, learning-rate table, loss of every step,
+count of correct predictions) is on the device. The host only says how many steps to take, so a back end that replays a
+captured graph fits the same interface.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastcifar.config import Recipe
+from fastcifar.engine.precision import autocast
+from fastcifar.optim.schedules import lr_table
+
+
+class Loader(Protocol):
+    """What a step needs of a loader; see `fastcifar.data.resident.ResidentLoader`."""
+
+    def __len__(self) -> int: ...
+    def set_epoch(self, epoch: int) -> None: ...
+    def batch(self, position: int) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+class Step(Protocol):
+    """A training step with a memory of where it is.
+
+    Attributes:
+        backend: "eager" or "compiled".
+        losses: (total steps,) float32 on the device; NaN where no step was taken yet.
+        correct: () int64 on the device, correct predictions since the epoch began.
+    """
+
+    backend: str
+    losses: torch.Tensor
+    correct: torch.Tensor
+
+    def seek(self, step: int) -> None:
+        """Go to global step number `step`, 0 being the first of the run."""
+
+    def run(self, count: int) -> None:
+        """Take `count` steps; they must lie in one epoch. Returns before the device has finished."""
+
+
+class EagerStep:
+    """The step in plain PyTorch; with `compiled`, forward pass and loss go through torch.compile."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, loader: Loader, recipe: Recipe, *, compiled: bool
+    ) -> None:
+        self.backend = "compiled" if compiled else "eager"
+        self.model, self.optimizer, self.loader = model, optimizer, loader
+        self.lr = optimizer.param_groups[0]["lr"]
+        device = self.lr.device
+        table = lr_table(recipe.schedule, recipe.optimizer.lr, recipe.train.epochs, len(loader))
+        self.lr_table = table.to(device)
+        self.losses = torch.full_like(self.lr_table, float("nan"))
+        self.correct = torch.zeros((), dtype=torch.int64, device=device)
+        forward = forward_loss(model, device, recipe)
+        self.forward = torch.compile(forward, dynamic=False) if compiled else forward
+        self.seek(0)
+
+    def seek(self, step: int) -> None:
+        self.position = step
+        self.correct.zero_()
+        self.loader.set_epoch(step // len(self.loader))
+
+    def run(self, count: int) -> None:
+        for _ in range(count):
+            if self.position and self.position % len(self.loader) == 0:
+                self.seek(self.position)
+            self._step()
+            self.position += 1
+
+    def _step(self) -> None:
+        images, labels = self.loader.batch(self.position % len(self.loader))
+        self.lr.copy_(self.lr_table[self.position])
+        loss, correct = self.forward(images, labels)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.losses[self.position] = loss.detach()
+        self.correct += correct
+
+
+def forward_loss(
+    model: nn.Module, device: torch.device, recipe: Recipe
+) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """A function of (images, labels) that gives the mean cross entropy (float32) and the number predicted correctly."""
+    smoothing, precision = recipe.train.label_smoothing, recipe.train.precision
+
+    def forward(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with autocast(device, precision):
+            logits = model(images)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        return loss, (logits.argmax(1) == labels).sum()
+
+    return forward
+
+
+def build(model: nn.Module, optimizer: torch.optim.Optimizer, loader: Loader, recipe: Recipe, backend: str = "eager") -> Step:
+    """The training step of `recipe` by the back end named "eager" or "compiled"."""
+    return EagerStep(model, optimizer, loader, recipe, compiled=backend == "compiled")
+
+
+def choose_backend(asked: str, device: torch.device) -> tuple[str, str]:
+    """(back end, reason) for "auto", "eager" or "compiled"."""
+    if asked != "auto":
+        return asked, "as asked"
+    if device.type == "cuda":
+        return "compiled", "the fastest on CUDA so far"
+    return "eager", "torch.compile is no gain on a CPU"

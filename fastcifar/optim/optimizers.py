@@ -1,0 +1,45 @@
+"""Optimizers by name, with their learning rate in device memory."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from torch import nn
+
+from fastcifar.errors import UserError
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The `[optimizer]` table of a recipe."""
+
+    name: Annotated[Literal["sgd", "adam", "adamw"], "torch.optim's SGD, Adam or AdamW"] = "sgd"
+    lr: Annotated[float, "peak learning rate; the schedule multiplies it"] = 0.01
+    momentum: Annotated[float, "SGD's momentum, 0 to below 1; Adam and AdamW use it as beta1"] = 0.9
+    nesterov: Annotated[bool, "Nesterov's momentum (SGD only)"] = False
+    weight_decay: Annotated[float, "L2 coefficient on every parameter; decoupled for AdamW"] = 5e-4
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise UserError(f"lr = {self.lr}: must be above 0")
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"momentum = {self.momentum}: must be at least 0 and below 1")
+        if not self.weight_decay >= 0:
+            raise UserError(f"weight_decay = {self.weight_decay}: must be at least 0")
+        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
+            raise UserError("nesterov = true: needs name = 'sgd' and a momentum above 0")
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer over all parameters of `model`, fused: one kernel for all tensors, on CPU and CUDA.
+
+    Its learning rate is a float32 scalar tensor on the model's device (`param_groups[0]["lr"]`): a schedule writes into
+    it, so that a change neither recompiles nor recaptures.
+    """
+    parameters = list(model.parameters())
+    lr = torch.tensor(config.lr, dtype=torch.float32, device=parameters[0].device)
+    shared = {"lr": lr, "weight_decay": config.weight_decay, "fused": True}
+    if config.name == "sgd":
+        return torch.optim.SGD(parameters, momentum=config.momentum, nesterov=config.nesterov, **shared)
+    optimizer = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return optimizer(parameters, betas=(config.momentum, 0.999), **shared)

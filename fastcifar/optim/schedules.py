@@ -1,0 +1,60 @@
+"""Learning-rate schedules as tables: one value for each step of the run, computed before it starts."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+
+from fastcifar.errors import UserError
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The `[schedule]` table of a recipe: factors on the optimizer's learning rate."""
+
+    name: Annotated[
+        Literal["constant", "step", "cosine", "linear"],
+        "after the warm-up: constant; step: times gamma every step_epochs; cosine or linear: down to final_factor",
+    ] = "constant"
+    step_epochs: Annotated[int, "epochs between two drops (step)"] = 10
+    gamma: Annotated[float, "factor of a drop (step)"] = 0.1
+    warmup_epochs: Annotated[float, "epochs of linear rise from 0, fractions allowed"] = 0.0
+    final_factor: Annotated[float, "factor reached after the last step (cosine, linear)"] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.step_epochs < 1:
+            raise UserError(f"step_epochs = {self.step_epochs}: must be at least 1")
+        if not 0 < self.gamma <= 1:
+            raise UserError(f"gamma = {self.gamma}: must be above 0 and at most 1")
+        if not self.warmup_epochs >= 0:
+            raise UserError(f"warmup_epochs = {self.warmup_epochs}: must be at least 0")
+        if not 0 <= self.final_factor <= 1:
+            raise UserError(f"final_factor = {self.final_factor}: must be between 0 and 1")
+
+
+def lr_table(config: ScheduleConfig, lr: float, epochs: int, steps_per_epoch: int) -> torch.Tensor:
+    """The learning rate of every step, float32 of shape (epochs * steps_per_epoch,), on the CPU.
+
+    `step` drops between epochs, as torch.optim.lr_scheduler.StepLR does when stepped once an epoch; `linear`, `cosine`
+    and the warm-up move at every step. Cosine: Loshchilov and Hutter, SGDR, 2017.
+    """
+    total = epochs * steps_per_epoch
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if warmup >= total > 0 and warmup:
+        raise UserError(f"schedule.warmup_epochs = {config.warmup_epochs}: must be below train.epochs = {epochs}")
+    factors = [_factor(config, step, total, warmup, steps_per_epoch) for step in range(total)]
+    return torch.tensor(factors, dtype=torch.float64).mul(lr).float()
+
+
+def _factor(config: ScheduleConfig, step: int, total: int, warmup: int, steps_per_epoch: int) -> float:
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if config.name == "step":
+        return config.gamma ** (step // steps_per_epoch // config.step_epochs)
+    progress = (step - warmup) / (total - warmup)
+    if config.name == "cosine":
+        return config.final_factor + (1 - config.final_factor) * 0.5 * (1 + math.cos(math.pi * progress))
+    if config.name == "linear":
+        return config.final_factor + (1 - config.final_factor) * (1 - progress)
+    return 1.0

@@ -1,0 +1,40 @@
+"""Results and recipes as tables on the console."""
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from fastcifar.config import Recipe, explain
+from fastcifar.engine.evaluate import Evaluation
+
+
+def print_evaluation(score: Evaluation, classes: Sequence[str], title: str) -> None:
+    """Print accuracy, loss and, a row for each true class, its accuracy and the predictions (columns)."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{title}: accuracy {score.accuracy:.2%}, loss {score.loss:.4f}, {score.images:,} images", markup=False)
+    table = Table("class", "accuracy", *(str(column) for column in range(len(classes))), box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row, (name, share, counts) in enumerate(zip(classes, score.per_class, score.confusion.tolist(), strict=True)):
+        table.add_row(f"{row} {name}", f"{share:.2%}", *(str(count) for count in counts))
+    console.print(table, crop=False, overflow="ignore")
+
+
+def print_recipes(descriptions: Mapping[str, str]) -> None:
+    """Print the recipes' names with what they are."""
+    table = Table.grid(padding=(0, 2))
+    for name, description in descriptions.items():
+        table.add_row(name, description)
+    Console(highlight=False).print(table)
+
+
+def print_recipe(recipe: Recipe) -> None:
+    """Print every key of a recipe with its value and meaning."""
+    table = Table.grid(padding=(0, 2))
+    for key, value, meaning in explain(recipe):
+        shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        table.add_row(key, shown, meaning)
+    console = Console(highlight=False)
+    console.print(f"{recipe.name}: {recipe.description}", markup=False)
+    console.print(table)

@@ -1,0 +1,76 @@
+"""The resident loader: order, draws and batches are functions of (seed, epoch, sample) alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from fastcifar.augment import Normalize, Policy, RandomCrop, RandomHorizontalFlip
+from fastcifar.data.dataset import Split
+from fastcifar.data.resident import IGNORE, ResidentLoader
+from fastcifar.errors import UserError
+
+POLICY = Policy((RandomCrop(8, padding=2), RandomHorizontalFlip(), Normalize(0.5, 0.5)), dtype="float32")
+
+
+@pytest.fixture
+def split():
+    rng = np.random.default_rng(0)
+    return Split(rng.integers(0, 256, (50, 8, 8, 3), dtype=np.uint8), np.arange(50))  # a label is an index: order shows
+
+
+def epoch_of(loader, epoch):
+    loader.set_epoch(epoch)
+    images, labels = zip(*loader, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def test_batches_are_channels_last_of_the_policys_dtype_with_int64_labels(split):
+    images, labels = next(iter(ResidentLoader(split, POLICY, batch_size=16)))
+    assert images.shape == (16, 3, 8, 8)
+    assert images.dtype == torch.float32
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert labels.shape == (16,)
+    assert labels.dtype == torch.int64
+
+
+def test_training_drops_the_last_partial_batch(split):
+    loader = ResidentLoader(split, POLICY, batch_size=16)
+    assert len(loader) == len(list(loader)) == 3
+
+
+def test_evaluation_keeps_the_order_and_pads_the_last_batch(split):
+    loader = ResidentLoader(split, POLICY.evaluation(), batch_size=16, shuffle=False)
+    images, labels = epoch_of(loader, 0)
+    assert len(loader) == 4
+    assert images.shape[0] == 64
+    assert labels[:50].tolist() == list(range(50))
+    assert labels[50:].tolist() == [IGNORE] * 14
+
+
+def test_every_sample_is_seen_once_an_epoch(split):
+    _, labels = epoch_of(ResidentLoader(split, POLICY, batch_size=10), 3)
+    assert sorted(labels.tolist()) == list(range(50))
+
+
+def test_the_order_changes_with_epoch_and_seed_and_with_nothing_else(split):
+    one, same, other_seed = (ResidentLoader(split, POLICY, batch_size=10, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(epoch_of(one, 4)[1], epoch_of(same, 4)[1])
+    assert not torch.equal(epoch_of(one, 4)[1], epoch_of(one, 5)[1])
+    assert not torch.equal(epoch_of(one, 4)[1], epoch_of(other_seed, 4)[1])
+
+
+def test_pixels_do_not_depend_on_the_batch_size(split):
+    whole_images, whole_labels = epoch_of(ResidentLoader(split, POLICY, batch_size=50, seed=7), 2)
+    images, labels = epoch_of(ResidentLoader(split, POLICY, batch_size=5, seed=7), 2)
+    assert torch.equal(labels, whole_labels)
+    assert torch.equal(images, whole_images)
+
+
+def test_a_batch_larger_than_the_split_is_refused(split):
+    with pytest.raises(UserError, match="batch_size = 51: larger than the split of 50 images"):
+        ResidentLoader(split, POLICY, batch_size=51)
+
+
+def test_a_batch_larger_than_the_split_is_padded_in_evaluation(split):
+    _, labels = epoch_of(ResidentLoader(split, POLICY.evaluation(), batch_size=64, shuffle=False), 0)
+    assert (labels != IGNORE).sum() == 50

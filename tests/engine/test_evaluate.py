@@ -1,0 +1,59 @@
+"""Scores: against counts made by hand, whatever the batch size and the padding."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastcifar.augment import Normalize, Policy
+from fastcifar.data.dataset import Split
+from fastcifar.data.resident import ResidentLoader
+from fastcifar.engine.evaluate import evaluate
+
+POLICY = Policy((Normalize(0.5, 0.5),), dtype="float32")
+
+
+@pytest.fixture
+def split():
+    rng = np.random.default_rng(0)
+    return Split(rng.integers(0, 256, (70, 6, 6, 3), dtype=np.uint8), rng.integers(0, 4, 70))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(108, 4))
+
+
+def by_hand(model, split, flip=False):
+    images = torch.from_numpy(split.images).permute(0, 3, 1, 2).float() / 255 * 2 - 1
+    labels = torch.from_numpy(split.labels)
+    model.eval()
+    with torch.no_grad():
+        logits = model(images)
+        if flip:
+            logits = (logits + model(images.flip(3))) / 2
+    confusion = torch.zeros(4, 4, dtype=torch.int64)
+    for true, predicted in zip(labels, logits.argmax(1), strict=True):
+        confusion[true, predicted] += 1
+    return F.cross_entropy(logits, labels).item(), confusion
+
+
+@pytest.mark.parametrize("tta", ["none", "flip"])
+@pytest.mark.parametrize("batch_size", [1, 32, 70, 100])
+def test_the_score_is_that_of_a_plain_loop(model, split, batch_size, tta):
+    loader = ResidentLoader(split, POLICY, batch_size=batch_size, shuffle=False)
+    score = evaluate(model, loader, 4, precision="fp32", tta=tta)
+    loss, confusion = by_hand(model, split, flip=tta == "flip")
+    assert torch.equal(score.confusion, confusion)
+    assert score.loss == pytest.approx(loss, rel=1e-5)
+    assert score.images == 70
+    assert score.accuracy == pytest.approx(confusion.diagonal().sum().item() / 70)
+    assert score.per_class[0] == pytest.approx(confusion[0, 0].item() / confusion[0].sum().item())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_in_its_mode(model, split, training):
+    model.train(training)
+    evaluate(model, ResidentLoader(split, POLICY, batch_size=32, shuffle=False), 4)
+    assert model.training is training

@@ -1,0 +1,19 @@
+"""Ctrl-C is a request first."""
+
+import os
+import signal
+
+import pytest
+
+from fastcifar.engine.interrupt import stop_on_interrupt
+
+
+def test_the_first_signal_asks_and_the_second_interrupts():
+    before = signal.getsignal(signal.SIGINT)
+    with stop_on_interrupt() as should_stop:
+        assert not should_stop()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert should_stop()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before

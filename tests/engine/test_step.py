@@ -1,0 +1,87 @@
+"""A training step: what it computes, and that its back ends agree."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastcifar.data.resident import ResidentLoader
+from fastcifar.engine import step as steps
+from fastcifar.models import build_model
+from fastcifar.optim.optimizers import build_optimizer
+from fastcifar.optim.schedules import lr_table
+
+
+@pytest.fixture
+def recipe(recipe):
+    """Without dropout, whose draws differ between back ends."""
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, dropout=0.0))
+
+
+def make_step(recipe, dataset, backend="eager"):
+    torch.manual_seed(0)
+    model = build_model(recipe.model).to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(model, recipe.optimizer)
+    loader = ResidentLoader(dataset.train, recipe.augment, batch_size=recipe.train.batch_size, seed=recipe.train.seed)
+    return model, steps.build(model, optimizer, loader, recipe, backend)
+
+
+def test_the_step_is_the_training_loop_one_would_write_by_hand(recipe, dataset):
+    model, step = make_step(recipe, dataset)
+    plain = copy.deepcopy(model)
+    config = recipe.optimizer
+    optimizer = torch.optim.SGD(plain.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    loader = ResidentLoader(dataset.train, recipe.augment, batch_size=recipe.train.batch_size, seed=recipe.train.seed)
+    table = lr_table(recipe.schedule, config.lr, recipe.train.epochs, len(loader))
+    losses = []
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        for images, labels in loader:
+            optimizer.param_groups[0]["lr"] = table[len(losses)].item()
+            loss = F.cross_entropy(plain(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    step.run(len(loader))
+    step.run(len(loader))
+    torch.testing.assert_close(step.losses[: len(losses)], torch.tensor(losses), rtol=1e-4, atol=1e-5)
+    assert step.losses[len(losses) :].isnan().all()
+
+
+def test_correct_counts_the_current_epoch_only(recipe, dataset):
+    _, step = make_step(recipe, dataset)
+    length = len(step.loader)
+    step.run(length)
+    assert 0 <= int(step.correct) <= length * recipe.train.batch_size
+    step.correct.fill_(10**6)
+    step.run(1)
+    assert int(step.correct) <= recipe.train.batch_size
+
+
+def test_seeking_gives_the_batches_of_that_step(recipe, dataset):
+    _, step = make_step(recipe, dataset)
+    length = len(step.loader)
+    step.seek(length + 1)
+    assert step.loader.epoch == 1
+    assert step.position == length + 1
+
+
+def test_compiled_equals_eager(recipe, dataset):
+    _, eager = make_step(recipe, dataset)
+    _, compiled = make_step(recipe, dataset, "compiled")
+    for step in (eager, compiled):
+        step.run(4)
+    torch.testing.assert_close(compiled.losses[:4], eager.losses[:4], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "expected"),
+    [("auto", "cpu", "eager"), ("auto", "cuda", "compiled"), ("eager", "cuda", "eager")],
+)
+def test_the_back_end_is_chosen_with_a_reason(asked, device, expected):
+    backend, why = steps.choose_backend(asked, torch.device(device))
+    assert backend == expected
+    assert why

@@ -1,0 +1,155 @@
+"""Training: what a run leaves behind, that it can be taken up again to the bit, and how it ends when it cannot go on."""
+
+import dataclasses
+import io
+import json
+
+import pytest
+import torch
+from rich.console import Console
+
+from fastcifar.config import load_recipe
+from fastcifar.engine.checkpoint import load_checkpoint
+from fastcifar.engine.rundir import open_run
+from fastcifar.engine.trainer import train
+from fastcifar.errors import UserError
+from fastcifar.report.console import Reporter
+from fastcifar.report.metrics import read_metrics
+
+
+def quiet(**options):
+    return Reporter(console=Console(file=io.StringIO(), highlight=False, soft_wrap=True), **options)
+
+
+def with_train(recipe, **changes):
+    return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, **changes))
+
+
+def stop_after(checks):
+    """A `should_stop` that turns true when asked for the (checks + 1)-th time; it is asked before every step."""
+    asked = iter(range(checks + 1))
+    return lambda: next(asked) == checks
+
+
+def test_a_run_leaves_every_file_of_the_contract(recipe, dataset, tmp_path):
+    result = train(recipe, dataset, tmp_path / "run", device="cpu", reporter=quiet())
+    assert result.finished
+    names = sorted(str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*") if p.is_file())
+    assert names == [
+        "checkpoints/best.safetensors",
+        "checkpoints/last.safetensors",
+        "curves.png",
+        "environment.json",
+        "metrics.jsonl",
+        "recipe.toml",
+        "summary.json",
+    ]
+    summary = json.loads(result.run.summary.read_text())
+    assert summary["steps"] == recipe.train.epochs * (len(dataset.train.labels) // recipe.train.batch_size)
+    assert summary["parameters"] == sum(p.numel() for p in result.model.parameters())
+    assert 0 <= summary["test_accuracy"] <= 1
+    described = json.loads(result.run.environment.read_text())
+    assert described["dataset_sha256"] == dataset.manifest.sha256
+    assert described["torch"] == torch.__version__
+
+
+def test_the_saved_recipe_is_the_resolved_one(recipe, dataset, tmp_path):
+    train(recipe, dataset, tmp_path / "run", device="cpu", reporter=quiet())
+    resolved = load_recipe(tmp_path / "run" / "recipe.toml")
+    assert resolved == recipe.with_classes(len(dataset.manifest.classes), 3)
+
+
+def test_the_log_holds_the_mean_loss_of_every_window_and_a_row_an_epoch(recipe, dataset, tmp_path):
+    recipe = with_train(recipe, log_every=2)
+    result = train(recipe, dataset, tmp_path / "run", device="cpu", reporter=quiet())
+    rows = read_metrics(result.run.metrics)
+    losses = load_checkpoint(result.run.last).section("state")["losses"]
+    length = len(losses) // recipe.train.epochs
+    start = 0
+    for row in (row for row in rows if row["kind"] == "steps"):
+        assert row["loss"] == pytest.approx(losses[start : row["global_step"]].mean().item())
+        assert row["epoch"] == (row["global_step"] - 1) // length + 1
+        start = row["global_step"]
+    assert start == len(losses)
+    epochs = [row for row in rows if row["kind"] == "epoch"]
+    assert [row["epoch"] for row in epochs] == list(range(1, recipe.train.epochs + 1))
+    assert epochs[0]["train_loss"] == pytest.approx(losses[:length].mean().item())
+
+
+@pytest.mark.parametrize("steps_before_the_stop", [2, 5, 0])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_stopped_and_resumed_run_is_bit_identical(recipe, dataset, tmp_path, steps_before_the_stop, optimizer):
+    recipe = dataclasses.replace(recipe, optimizer=dataclasses.replace(recipe.optimizer, name=optimizer))
+    recipe = with_train(recipe, epochs=4, log_every=2)
+    length = len(dataset.train.labels) // recipe.train.batch_size
+    whole = train(recipe, dataset, tmp_path / "whole", device="cpu", reporter=quiet())
+    stop = stop_after(2 * length + steps_before_the_stop - 2)
+    stopped = train(recipe, dataset, tmp_path / "parts", device="cpu", reporter=quiet(), should_stop=stop)
+    assert not stopped.finished
+    torch.manual_seed(99)  # another process has another random state
+    run, again = open_run(tmp_path / "parts")
+    resumed = train(again, dataset, resume=run, device="cpu", reporter=quiet())
+    one, other = (load_checkpoint(result.run.last) for result in (whole, resumed))
+    for key, tensor in one.tensors.items():
+        assert torch.equal(tensor, other.tensors[key]), key
+    timeless = [
+        [{k: v for k, v in row.items() if k not in ("train_seconds", "images_per_s")} for row in read_metrics(r.run.metrics)]
+        for r in (whole, resumed)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(recipe, dataset, tmp_path):
+    recipe = with_train(recipe, epochs=3)
+    good = stop_after(len(dataset.train.labels) // recipe.train.batch_size)
+    run = train(recipe, dataset, tmp_path / "run", device="cpu", reporter=quiet(), should_stop=good).run
+    kept = run.last.read_bytes()
+    text = run.recipe.read_text()
+    assert "lr = 0.05" in text
+    run.recipe.write_text(text.replace("lr = 0.05", "lr = 1e30"))
+    run, hot = open_run(run.root)
+    with pytest.raises(UserError) as caught:
+        train(hot, dataset, resume=run, device="cpu", reporter=quiet())
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "epoch 2" in message
+    assert str(run.last) in message
+    assert run.last.read_bytes() == kept
+
+
+def test_resuming_another_architecture_is_refused(recipe, dataset, tmp_path):
+    run = train(recipe, dataset, tmp_path / "run", device="cpu", reporter=quiet()).run
+    run.recipe.write_text(run.recipe.read_text().replace("dropout = 0.5", "dropout = 0.25"))
+    run, other = open_run(run.root)
+    with pytest.raises(UserError, match=r"model.dropout is 0.5 there and 0.25 here"):
+        train(other, dataset, resume=run, device="cpu", reporter=quiet())
+
+
+def test_resuming_on_other_data_is_refused(recipe, dataset, tmp_path):
+    run = train(recipe, dataset, tmp_path / "run", device="cpu", reporter=quiet()).run
+    other = dataclasses.replace(dataset, manifest=dataclasses.replace(dataset.manifest, sha256={"train": "0" * 64}))
+    run, again = open_run(run.root)
+    with pytest.raises(UserError, match="other data"):
+        train(again, other, resume=run, device="cpu", reporter=quiet())
+
+
+def test_a_run_directory_in_use_is_refused(recipe, dataset, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        train(recipe, dataset, tmp_path, device="cpu", reporter=quiet())
+
+
+def test_without_validation_the_run_still_ends_with_a_test(recipe, dataset, tmp_path):
+    result = train(recipe, dataclasses.replace(dataset, val=None), tmp_path / "run", device="cpu", reporter=quiet())
+    assert result.summary["val_accuracy"] is None
+    assert result.summary["test_accuracy"] is not None
+    assert not result.run.best.exists()
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_gives_others(recipe, dataset, tmp_path):
+    weights = [
+        next(train(with_train(recipe, seed=seed), dataset, tmp_path / name, device="cpu", reporter=quiet()).model.parameters())
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])

@@ -1,0 +1,41 @@
+"""The fused optimizers with a tensor learning rate do what torch's plain ones do with a number."""
+
+import copy
+
+import pytest
+import torch
+
+from fastcifar.errors import UserError
+from fastcifar.optim.optimizers import OptimizerConfig, build_optimizer
+
+CASES = {
+    "sgd": (OptimizerConfig("sgd", nesterov=True), torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+    "adam": (OptimizerConfig("adam"), torch.optim.Adam, {"betas": (0.9, 0.999)}),
+    "adamw": (OptimizerConfig("adamw"), torch.optim.AdamW, {"betas": (0.9, 0.999)}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ten_steps_equal_torch_with_a_changing_learning_rate(name):
+    config, reference, arguments = CASES[name]
+    torch.manual_seed(0)
+    ours = torch.nn.Linear(6, 3)
+    theirs = copy.deepcopy(ours)
+    optimizer = build_optimizer(ours, config)
+    plain = reference(theirs.parameters(), lr=config.lr, weight_decay=config.weight_decay, **arguments)
+    for step in range(10):
+        lr = 0.1 / (step + 1)
+        optimizer.param_groups[0]["lr"].fill_(lr)
+        plain.param_groups[0]["lr"] = lr
+        inputs = torch.randn(4, 6)
+        for model, optim in ((ours, optimizer), (theirs, plain)):
+            optim.zero_grad()
+            model(inputs).square().sum().backward()
+            optim.step()
+    torch.testing.assert_close(ours.weight, theirs.weight)
+    torch.testing.assert_close(ours.bias, theirs.bias)
+
+
+def test_nesterov_without_momentum_is_refused():
+    with pytest.raises(UserError, match="nesterov"):
+        OptimizerConfig("sgd", momentum=0.0, nesterov=True)

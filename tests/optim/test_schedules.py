@@ -1,0 +1,50 @@
+"""Schedules as tables: held to torch.optim.lr_scheduler where it has the same one."""
+
+import pytest
+import torch
+
+from fastcifar.errors import UserError
+from fastcifar.optim.schedules import ScheduleConfig, lr_table
+
+
+def torch_table(make, epochs, steps, per_step):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    scheduler = make(optimizer)
+    table = []
+    for _ in range(epochs):
+        for _ in range(steps):
+            table.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            if per_step:
+                scheduler.step()
+        if not per_step:
+            scheduler.step()
+    return torch.tensor(table)
+
+
+def test_step_equals_torch_steplr():
+    ours = lr_table(ScheduleConfig("step", step_epochs=3, gamma=0.1), 0.3, 10, 4)
+    theirs = torch_table(lambda o: torch.optim.lr_scheduler.StepLR(o, 3, 0.1), 10, 4, per_step=False)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_cosine_equals_torch_cosineannealinglr():
+    ours = lr_table(ScheduleConfig("cosine", final_factor=0.1), 0.3, 5, 4)
+    theirs = torch_table(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 20, eta_min=0.03), 5, 4, per_step=True)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_linear_equals_torch_linearlr():
+    ours = lr_table(ScheduleConfig("linear", final_factor=0.2), 0.3, 5, 4)
+    theirs = torch_table(lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.2, 20), 5, 4, per_step=True)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_the_warm_up_rises_evenly_to_the_peak():
+    table = lr_table(ScheduleConfig("constant", warmup_epochs=1.5), 0.8, 3, 2)
+    torch.testing.assert_close(table, torch.tensor([0.2, 0.4, 0.6, 0.8, 0.8, 0.8]))
+
+
+def test_a_warm_up_longer_than_the_run_is_refused():
+    with pytest.raises(UserError, match=r"warmup_epochs = 5.0: must be below train.epochs = 5"):
+        lr_table(ScheduleConfig(warmup_epochs=5.0), 0.1, 5, 10)

@@ -1,0 +1,136 @@
+"""The command line as a user meets it: in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fastcifar.config import recipe_names
+
+
+def fastcifar(*arguments, cwd=None, **environment):
+    command = [sys.executable, "-m", "fastcifar", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def betons(tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "betons"
+    done = fastcifar("prep", "synthetic", "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+SMALL = [
+    "--recipe", "cpu", "--set", "model.stem_channels=4", "--set", "model.channels=[4, 4, 8]", "--set",
+    "train.batch_size=1000", "--set", "schedule.warmup_epochs=0.0", "--device", "cpu",
+]  # fmt: skip
+
+
+def test_help_needs_no_torch():
+    code = """
+import sys
+from fastcifar.cli import main
+sys.argv = ["fastcifar", "--help"]
+try:
+    main()
+finally:
+    assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in ("prep", "train", "eval", "info", "recipes"):
+        assert command in done.stdout
+
+
+def test_recipes_lists_them_all_and_explains_one():
+    assert all(name in fastcifar("recipes").stdout for name in recipe_names())
+    assert "optimizer.lr" in fastcifar("recipes", "seed").stdout
+
+
+def test_a_second_prep_with_nothing_changed_does_nothing_and_says_so(betons):
+    before = (betons / "dataset.json").stat().st_mtime_ns
+    done = fastcifar("prep", "synthetic", "--out", betons)
+    assert "nothing done" in done.stdout
+    assert (betons / "dataset.json").stat().st_mtime_ns == before
+
+
+def test_train_then_eval_from_prep_to_confusion_matrix(betons, tmp_path):
+    run = tmp_path / "run"
+    done = fastcifar("train", *SMALL, "--epochs", 2, "--data", betons, "--out", run, "--json", tmp_path / "t.json", "-v")
+    assert done.returncode == 0, done.stderr
+    assert "Epoch [2/2], Step [" in done.stdout
+    summary = json.loads((tmp_path / "t.json").read_text())
+    assert summary == json.loads((run / "summary.json").read_text())
+    done = fastcifar("eval", run, "--data", betons, "--device", "cpu", "--json", tmp_path / "e.json")
+    assert done.returncode == 0, done.stderr
+    score = json.loads((tmp_path / "e.json").read_text())
+    assert score["accuracy"] == pytest.approx(summary["test_accuracy"])
+    assert f"{score['accuracy']:.2%}" in done.stdout
+    assert sum(map(sum, score["confusion"])) == score["images"]
+
+
+def test_ctrl_c_ends_with_a_checkpoint_and_resume_goes_on(betons, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "fastcifar", "train", *SMALL, "--epochs", "500", "--data", betons, "--out", run]
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / "last.safetensors").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert f"fastcifar train --resume {run}" in out
+    assert not (run / "summary.json").exists()
+    recipe = run / "recipe.toml"
+    assert "epochs = 500" in recipe.read_text()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastcifar", "train", "--resume", run, "--data", betons, "--device", "cpu"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.readline()
+    line = process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert "/500" in line
+    assert not line.startswith("epoch   1/")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--recipe", "sed"], "did you mean 'seed'"),
+        (["train", "--set", "optimizer.rl=1"], "unknown key optimizer.rl"),
+        (["train", "--data", "nowhere"], "fastcifar prep"),
+        (["train", "--frobnicate"], "--frobnicate"),
+        (["train", "--resume", "nowhere"], "holds no run"),
+        (["train", "--resume", "x", "--epochs", "3"], "run's own recipe"),
+        (["eval", "nowhere"], "holds no run"),
+        (["info", "--device", "tpu"], "--device tpu"),
+        (["prep", "nowhere"], "nowhere"),
+        (["prep", "synthetic", "--val-fraction", "1.5"], "1.5"),
+        (["frob"], "frob"),
+    ],
+)
+def test_bad_input_is_one_line_on_stderr_and_exit_code_2(arguments, words, tmp_path):
+    done = fastcifar(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_larger_than_the_split_is_refused(betons, tmp_path):
+    done = fastcifar("train", *SMALL, "--set", "train.batch_size=100000", "--data", betons, "--out", tmp_path / "run")
+    assert done.returncode == 2
+    assert "train.batch_size = 100000: larger than the split" in done.stderr
+    assert not (tmp_path / "run").exists()
