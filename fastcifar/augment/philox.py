@@ -20,8 +20,10 @@ ERASING_ATTEMPTS = 10
 class Stream(IntEnum):
     """The third counter word: one stream for each transform, so that adding one changes the draws of no other.
 
-    Beside each, what its four words are for. `ERASING_ATTEMPT + k` is attempt k, 0 to 9. `ERASING_NOISE` alone uses the
-    fourth counter word: group `pixel * ceil(C / 4) + channel // 4` gives the normals of four channels of a pixel.
+    Beside each, what its four words are for, in order; those left out are not used. `ERASING_ATTEMPT + k` is attempt k, 0
+    to 9. `ERASING_NOISE` alone uses the fourth counter word: group `pixel * ceil(C / 4) + channel // 4` gives the normals
+    of four channels of a pixel. Numbers are part of what a seed means: new transforms take those left free (8 to 15, 27 to
+    31, 33 on), and none changes.
     """
 
     ORDER = 0  # sort key: high word, low word

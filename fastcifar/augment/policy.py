@@ -13,12 +13,23 @@ from fastcifar.augment.philox import ERASING_ATTEMPTS, Stream
 from fastcifar.errors import UserError
 
 DTYPES = ("bfloat16", "float16", "float32")
+PADDING_MODES = ("constant", "reflect")
 
 
 class Transform:
     """Base of all transforms: frozen dataclasses that say which streams of draws they use."""
 
     streams: ClassVar[tuple[int, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):  # as in TOML; a tuple can be compared and hashed
+                object.__setattr__(self, field.name, tuple(value))
+        self.check()
+
+    def check(self) -> None:
+        """Raise UserError where a parameter is impossible."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +41,18 @@ class RandomCrop(Transform):
     padding_mode: Literal["constant", "reflect"] = "constant"
     streams: ClassVar = (Stream.CROP,)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         _check_integer(self, "size", 1)
         _check_integer(self, "padding", 0)
-        _check_choice(self, "padding_mode", ("constant", "reflect"))
+        _check_choice(self, "padding_mode", PADDING_MODES)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the images given."""
+        _check_reflection(self, "padding", height, width)
+        bound = min(height, width) + 2 * self.padding
+        if self.size > bound:
+            raise UserError(_complaint(self, "size", f"must be at most {bound} for padded images of {height} x {width}"))
+        return self.size, self.size
 
 
 @dataclass(frozen=True)
@@ -44,9 +63,14 @@ class Translate(Transform):
     padding_mode: Literal["constant", "reflect"] = "reflect"
     streams: ClassVar = (Stream.TRANSLATE,)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         _check_integer(self, "pixels", 0)
-        _check_choice(self, "padding_mode", ("constant", "reflect"))
+        _check_choice(self, "padding_mode", PADDING_MODES)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the images given."""
+        _check_reflection(self, "pixels", height, width)
+        return height, width
 
 
 @dataclass(frozen=True)
@@ -56,7 +80,7 @@ class RandomHorizontalFlip(Transform):
     p: float = 0.5
     streams: ClassVar = (Stream.FLIP,)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         _check_probability(self)
 
 
@@ -82,7 +106,7 @@ class ColorJitter(Transform):
     saturation: float | tuple[float, float] = 0.0
     streams: ClassVar = (Stream.JITTER,)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, tuple):
@@ -103,7 +127,7 @@ class RandomRotation(Transform):
     degrees: float | tuple[float, float]
     streams: ClassVar = (Stream.ROTATION,)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if isinstance(self.degrees, tuple):
             _check_pair(self, "degrees", -math.inf, math.inf)
         elif not _is_number(self.degrees) or self.degrees < 0:
@@ -121,10 +145,10 @@ class Normalize(Transform):
     mean: float | tuple[float, ...]
     std: float | tuple[float, ...]
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         for name in ("mean", "std"):
             values = _channels(getattr(self, name))
-            if not values or not all(_is_number(v) and math.isfinite(v) for v in values):
+            if not values or not all(map(_is_number, values)):
                 raise UserError(_complaint(self, name, "must be a number or one for each channel"))
         if min(_channels(self.std)) <= 0:
             raise UserError(_complaint(self, "std", "must be above 0"))
@@ -144,13 +168,13 @@ class RandomErasing(Transform):
     value: float | tuple[float, ...] | Literal["random"] = 0.0
     streams: ClassVar = (Stream.ERASING, *range(Stream.ERASING_ATTEMPT, Stream.ERASING_ATTEMPT + ERASING_ATTEMPTS))
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         _check_probability(self)
         _check_pair(self, "scale", 0.0, 1.0)
         _check_pair(self, "ratio", 0.0, math.inf)
         if self.ratio[0] == 0:
             raise UserError(_complaint(self, "ratio", "must be above 0"))
-        if self.value != "random" and not all(_is_number(v) for v in _channels(self.value)):
+        if self.value != "random" and not all(map(_is_number, _channels(self.value))):
             raise UserError(_complaint(self, "value", 'must be a number, one for each channel, or "random"'))
 
 
@@ -165,7 +189,7 @@ class Cutout(Transform):
     size: int
     streams: ClassVar = (Stream.CUTOUT,)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         _check_integer(self, "size", 1)
 
 
@@ -197,8 +221,11 @@ class Policy:
     dtype: str = "bfloat16"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "transforms", tuple(self.transforms))
         names = [type(t).__name__ for t in self.transforms]
-        for name in names:
+        for name, transform in zip(names, self.transforms, strict=True):
+            if type(transform) is not TRANSFORMS.get(name):
+                raise UserError(f"transforms: {transform!r} is no transform; valid are {', '.join(TRANSFORMS)}")
             if names.count(name) > 1:
                 raise UserError(f"{name}: stands {names.count(name)} times in the policy; once is the most")
         if "ColorJitter" in names and "Normalize" in names[: names.index("ColorJitter")]:
@@ -213,6 +240,7 @@ class Policy:
         Raises:
             UserError: an unknown transform, an unknown or missing parameter, or an impossible value.
         """
+        _check_keys("augment", config, [field.name for field in fields(cls)])
         transforms = config.get("transforms", [])
         if not isinstance(transforms, list | tuple):
             raise UserError(f"transforms = {transforms!r}: must be a list of tables with a name each")
@@ -232,10 +260,14 @@ class Policy:
         return Policy(tuple(t for t in self.transforms if isinstance(t, Normalize)), self.dtype)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the images given, for images of `height` x `width` pixels."""
+        """Height and width of the images given, for images of `height` x `width` pixels.
+
+        Raises:
+            UserError: a crop is larger than the padded image, or an image has too few pixels to reflect.
+        """
         for transform in self.transforms:
-            if isinstance(transform, RandomCrop):
-                return transform.size, transform.size
+            if isinstance(transform, RandomCrop | Translate):
+                height, width = transform.output_size(height, width)
         return height, width
 
     def streams(self) -> tuple[int, ...]:
@@ -247,16 +279,19 @@ def _transform(table: Any) -> Transform:
     if not isinstance(table, Mapping) or "name" not in table:
         raise UserError(f"{table!r}: must be a table with a name, as in {{ name = 'RandomHorizontalFlip', p = 0.5 }}")
     name, arguments = table["name"], {key: value for key, value in table.items() if key != "name"}
-    if name not in TRANSFORMS:
+    if not isinstance(name, str) or name not in TRANSFORMS:
         raise UserError(f"no transform {name!r}{_nearest(str(name), TRANSFORMS)}")
-    valid = [field.name for field in fields(TRANSFORMS[name])]
-    for key, value in arguments.items():
-        if key not in valid:
-            raise UserError(f"{name}: unknown key {key} = {value!r}{_nearest(key, valid)}")
+    _check_keys(name, arguments, [field.name for field in fields(TRANSFORMS[name])])
     try:
-        return TRANSFORMS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()})
+        return TRANSFORMS[name](**arguments)
     except TypeError as error:  # a required argument is missing
         raise UserError(f"{name}: {str(error).split('__init__() ')[-1]}") from None
+
+
+def _check_keys(where: str, table: Mapping[str, Any], valid: list[str]) -> None:
+    for key, value in table.items():
+        if key not in valid:
+            raise UserError(f"{where}: unknown key {key} = {value!r}{_nearest(key, valid)}")
 
 
 def _nearest(word: str, valid: Any) -> str:
@@ -273,7 +308,7 @@ def _channels(value: Any) -> tuple[Any, ...]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _complaint(transform: Transform, name: str, bound: str) -> str:
@@ -289,6 +324,13 @@ def _check_integer(transform: Transform, name: str, least: int) -> None:
 def _check_choice(transform: Transform, name: str, choices: tuple[str, ...]) -> None:
     if getattr(transform, name) not in choices:
         raise UserError(_complaint(transform, name, f"must be one of {', '.join(choices)}"))
+
+
+def _check_reflection(transform: RandomCrop | Translate, name: str, height: int, width: int) -> None:
+    """A border can be mirrored once, without its own pixel: the padding must be smaller than the image."""
+    least = min(height, width)
+    if transform.padding_mode == "reflect" and getattr(transform, name) >= least:
+        raise UserError(_complaint(transform, name, f"must be at most {least - 1} to reflect images of {height} x {width}"))
 
 
 def _check_probability(transform: RandomHorizontalFlip | RandomErasing) -> None:

@@ -9,6 +9,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 
+def plain_console() -> Console:
+    """Standard output without colours for numbers; wide where it is no terminal, so that tables stay whole in files."""
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 160
+    return console
+
+
 class Reporter:
     """Prints a run. On a terminal a bar shows epoch, loss, accuracy, images/s and the time left.
 
@@ -19,7 +27,7 @@ class Reporter:
 
     def __init__(self, *, verbose: bool = False, console: Console | None = None) -> None:
         self.verbose = verbose
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or plain_console()
         self.progress: Progress | None = None
 
     def line(self, text: str) -> None:

@@ -4,7 +4,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from fastcifar.config import Recipe
@@ -13,6 +12,7 @@ from fastcifar.engine.precision import DTYPES
 from fastcifar.models import build_model
 from fastcifar.profiling.roofline import floor_seconds, measure_ceilings
 from fastcifar.profiling.summary import summarize
+from fastcifar.report.console import plain_console
 
 IMAGE_SIZE = 32  # CIFAR's height and width in pixels
 TRAIN_IMAGES = 40_000  # CIFAR-10's training split at the default --val-fraction
@@ -43,7 +43,7 @@ def describe(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
 
 def print_info(described: dict[str, Any], *, layers: bool) -> None:
     """Print what `describe` found; with `layers` the table of layers first."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     model, env, rates = described["model"], described["environment"], described["ceilings"]
     if layers:
         console.print(_layers(model["layers"]))

@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from fastcifar.config import Recipe, explain
 from fastcifar.engine.evaluate import Evaluation
+from fastcifar.report.console import plain_console
 
 
 def print_evaluation(score: Evaluation, classes: Sequence[str], title: str) -> None:
     """Print accuracy, loss and, a row for each true class, its accuracy and the predictions (columns)."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     console.print(f"{title}: accuracy {score.accuracy:.2%}, loss {score.loss:.4f}, {score.images:,} images", markup=False)
     table = Table("class", "accuracy", *(str(column) for column in range(len(classes))), box=None)
     for column in table.columns[1:]:
@@ -26,7 +26,7 @@ def print_recipes(descriptions: Mapping[str, str]) -> None:
     table = Table.grid(padding=(0, 2))
     for name, description in descriptions.items():
         table.add_row(name, description)
-    Console(highlight=False).print(table)
+    plain_console().print(table)
 
 
 def print_recipe(recipe: Recipe) -> None:
@@ -35,6 +35,6 @@ def print_recipe(recipe: Recipe) -> None:
     for key, value, meaning in explain(recipe):
         shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         table.add_row(key, shown, meaning)
-    console = Console(highlight=False)
+    console = plain_console()
     console.print(f"{recipe.name}: {recipe.description}", markup=False)
     console.print(table)
