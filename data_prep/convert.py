@@ -1,20 +1,25 @@
-"""From a source to a prepared data set: split, write, describe, and put in place in one step."""
+"""From a source to a prepared data set: split, write, verify, describe, and put in place in one step."""
 
 import ctypes
+import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.sources import Arrays, Images, Progress, Source, find_source
-from fastcifar.data.beton import write_beton
+from data_prep.sources import Images, Progress, Source, find_source
+from fastcifar.data.beton import read_beton, write_beton
 from fastcifar.data.dataset import FORMAT_VERSION, MANIFEST, SPLITS, Manifest, file_sha256, load_manifest
 from fastcifar.errors import UserError
 
@@ -42,8 +47,10 @@ def prepare(
 ) -> PrepResult:
     """Convert a source to train.beton, val.beton, test.beton and dataset.json in the folder `out`.
 
-    The folder is replaced as a whole: interrupted at any moment, it is the old complete set or the new one. Nothing is done
-    where it already holds what would be written.
+    The folder is replaced as a whole: interrupted at any moment, it is the old complete set or the new one. Everything is
+    written to a hidden folder beside `out`, which then takes its place in one system call: a rename where `out` is absent or
+    empty, else an exchange of the two. Where a file system cannot exchange (a mount point, some network file systems), the
+    old set stays and an error says so. Nothing is done where `out` already holds what would be written.
 
     Args:
         source: see `find_source`.
@@ -52,45 +59,43 @@ def prepare(
             validation split of its own keeps that one.
         seed: of that draw.
         resize: N resizes the images of a folder to N x N pixels.
-        progress: told a stage and the share of it that is done.
+        progress: told a stage and the share of it that is done, 0 to 1.
 
     Raises:
         UserError: a bad argument, no such source, a source that is damaged, or an `out` that holds other things.
     """
     begun = time.perf_counter()
-    out = Path(out)
-    _check(out, val_fraction, seed, resize)
+    out = Path(out).resolve()  # of a symbolic link, what it points to is replaced
+    _check_arguments(val_fraction, seed, resize)
+    _check_replaceable(out)
     found = find_source(source, resize)
     fingerprint = _fingerprint(found, val_fraction, seed, resize)
-    current = _current(out, fingerprint)
-    if current:
-        return PrepResult(current, changed=False, seconds=time.perf_counter() - begun)
-    with _replacing_folder(out) as folder:
-        manifest = _write(
-            folder,
-            found.name,
-            _split(found.read(progress), val_fraction, seed),
-            progress,
-            fingerprint=fingerprint,
-            val_fraction=val_fraction,
-            seed=seed,
-        )
-    return PrepResult(manifest, changed=True, seconds=time.perf_counter() - begun)
+    _remove_leftovers(out)
+    manifest = _current(out, fingerprint)
+    changed = manifest is None
+    if manifest is None:
+        with _replacing_folder(out) as folder:
+            manifest = _convert(found, folder, fingerprint, val_fraction, seed, progress)
+    return PrepResult(manifest, changed, time.perf_counter() - begun)
 
 
-def _check(out: Path, val_fraction: float, seed: int, resize: int | None) -> None:
+def _check_arguments(val_fraction: float, seed: int, resize: int | None) -> None:
     if not 0 <= val_fraction < 1:
         raise UserError(f"--val-fraction {val_fraction}: must be at least 0 and below 1")
     if seed < 0:
         raise UserError(f"--seed {seed}: must be at least 0")
     if resize is not None and resize < 1:
         raise UserError(f"--resize {resize}: must be at least 1")
+
+
+def _check_replaceable(out: Path) -> None:
+    """`out` is absent, empty, or what an earlier `prepare` wrote and nothing else."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; choose another --out")
-    ours = {MANIFEST, *(f"{split}.beton" for split in SPLITS)}
-    for path in out.iterdir() if out.is_dir() else ():
-        if path.name not in ours:
-            raise UserError(f"{out}: holds {path.name}, which fastcifar did not write; choose another --out")
+    held = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    ours = {MANIFEST, *(f"{split}.beton" for split in SPLITS)} if MANIFEST in held else set()
+    for name in sorted(held - ours):
+        raise UserError(f"{out}: holds {name}, which fastcifar did not write; choose another --out")
 
 
 def _fingerprint(source: Source, val_fraction: float, seed: int, resize: int | None) -> str:
@@ -104,89 +109,95 @@ def _current(out: Path, fingerprint: str) -> Manifest | None:
         manifest = load_manifest(out)
     except UserError:
         return None
-    if manifest.source != fingerprint:
-        return None
-    whole = all(
-        (out / f"{split}.beton").is_file() and file_sha256(out / f"{split}.beton") == digest
-        for split, digest in manifest.sha256.items()
+    betons = {out / f"{split}.beton": digest for split, digest in manifest.sha256.items()}
+    whole = manifest.source == fingerprint and all(
+        path.is_file() and file_sha256(path) == digest for path, digest in betons.items()
     )
     return manifest if whole else None
 
 
-def _split(images: Images, val_fraction: float, seed: int) -> tuple[tuple[str, ...], dict[str, Arrays]]:
-    """Class names and the splits that there are; validation images are drawn at random, each split keeps its order."""
-    splits = {"train": images.train, "val": images.val, "test": images.test}
-    pixels, labels = images.train
-    count = round(len(labels) * val_fraction)
-    if images.val is None and count:
-        if count == len(labels):
-            raise UserError(f"--val-fraction {val_fraction}: leaves no image to train on, of {len(labels)}")
-        chosen = np.zeros(len(labels), bool)
-        chosen[np.random.Generator(np.random.PCG64(seed)).permutation(len(labels))[:count]] = True
-        splits["train"] = pixels[~chosen], labels[~chosen]
-        splits["val"] = pixels[chosen], labels[chosen]
-    return images.classes, {name: arrays for name, arrays in splits.items() if arrays is not None}
-
-
-def _write(
-    folder: Path,
-    name: str,
-    content: tuple[tuple[str, ...], dict[str, Arrays]],
-    progress: Progress,
-    *,
-    fingerprint: str,
-    val_fraction: float,
-    seed: int,
-) -> Manifest:
-    classes, splits = content
-    for split, (images, labels) in splits.items():
-        path = folder / f"{split}.beton"
-        write_beton(path, images, labels, progress=lambda share, split=split: progress(f"writing {split}", share))
-    mean, std = _channel_statistics(splits["train"][0])
+def _convert(source: Source, folder: Path, fingerprint: str, val_fraction: float, seed: int, progress: Progress) -> Manifest:
+    """Read the source, write its splits and the manifest to `folder`."""
+    images = source.read(progress)
+    if images.val is None:
+        images = _draw_validation(images, val_fraction, seed)
+    else:
+        val_fraction = 0.0
+    splits = {name: arrays for name in SPLITS if (arrays := getattr(images, name)) is not None}
+    for name, arrays in splits.items():
+        _write_and_verify(folder / f"{name}.beton", *arrays, partial(progress, f"writing {name}"))
+    mean, std = _channel_statistics(images.train[0])
     manifest = Manifest(
-        name=name,
-        classes=classes,
-        image_shape=splits["train"][0].shape[1:],
-        counts={split: len(labels) for split, (_, labels) in splits.items()},
+        name=source.name,
+        classes=images.classes,
+        image_shape=images.train[0].shape[1:],
+        counts={name: len(labels) for name, (_, labels) in splits.items()},
         split_seed=seed,
         val_fraction=val_fraction,
         mean=mean,
         std=std,
-        sha256={split: file_sha256(folder / f"{split}.beton") for split in splits},
+        sha256={name: file_sha256(folder / f"{name}.beton") for name in splits},
         source=fingerprint,
     )
     (folder / MANIFEST).write_text(manifest.to_json())
     return manifest
 
 
+def _draw_validation(images: Images, val_fraction: float, seed: int) -> Images:
+    """Move a random share of the training images to the validation split; both keep the order of the source."""
+    pixels, labels = images.train
+    count = round(len(labels) * val_fraction)
+    if not count:
+        return images
+    if count == len(labels):
+        raise UserError(f"--val-fraction {val_fraction}: leaves no image to train on, of {len(labels)}")
+    chosen = np.zeros(len(labels), bool)
+    chosen[np.random.Generator(np.random.PCG64(seed)).permutation(len(labels))[:count]] = True
+    return replace(images, train=(pixels[~chosen], labels[~chosen]), val=(pixels[chosen], labels[chosen]))
+
+
+def _write_and_verify(path: Path, images: np.ndarray, labels: np.ndarray, progress: Callable[[float], None]) -> None:
+    write_beton(path, images, labels, progress=progress)
+    written = read_beton(path)
+    if not (np.array_equal(written.images, images) and np.array_equal(written.labels, labels)):
+        raise OSError(errno.EIO, "what was written reads back differently", str(path))
+
+
 def _channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, pixels in 0 .. 1, from exact integer sums."""
-    total = squares = 0
-    for start in range(0, len(images), 1000):
-        pixels = images[start : start + 1000].reshape(-1, images.shape[3]).astype(np.uint32)
-        total = total + pixels.sum(0, dtype=np.uint64)
-        squares = squares + (pixels * pixels).sum(0, dtype=np.uint64)
-    count = images[..., 0].size
-    mean = total / count
-    std = np.sqrt(squares / count - mean**2)
-    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+    """Mean and standard deviation of each channel, pixels in 0 .. 1, from exact counts of the 256 values."""
+    channels = images.shape[3]
+    counts = np.zeros((channels, 256), np.int64)
+    for start in range(0, len(images), 1000):  # bincount makes eight bytes of each
+        pixels = images[start : start + 1000].reshape(-1, channels)
+        counts += [np.bincount(pixels[:, channel], minlength=256) for channel in range(channels)]
+    values = np.arange(256) / 255
+    mean = counts @ values / counts.sum(1)
+    variance = (counts * (values - mean[:, None]) ** 2).sum(1) / counts.sum(1)
+    return tuple(mean.tolist()), tuple(np.sqrt(variance).tolist())
 
 
 @contextmanager
 def _replacing_folder(out: Path) -> Iterator[Path]:
     """Yield a new folder beside `out`; on success it takes the place of `out` in one step, on an error it is removed."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(out)
-    folder = out.with_name(f".{out.name}.tmp-{os.getpid()}")
-    folder.mkdir()
+    folder = out.with_name(f".{out.name}.tmp-{secrets.token_hex(4)}")
     try:
-        yield folder
-        if out.exists():
-            _exchange(folder, out)
-        else:
-            folder.rename(out)
+        folder.mkdir(parents=True)
+        with _lock(folder):
+            yield folder
+            _put_in_place(folder, out)
+    except OSError as error:  # no right to write there, disk full, ...
+        raise UserError(f"{out}: not written: {error}") from None
     finally:
-        shutil.rmtree(folder, ignore_errors=True)  # what failed, or after the exchange what was there before
+        shutil.rmtree(folder, ignore_errors=True)  # what failed, or after an exchange what was there before
+
+
+def _put_in_place(folder: Path, out: Path) -> None:
+    try:
+        folder.rename(out)  # allowed where `out` is absent or an empty folder
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        _exchange(folder, out)
 
 
 def _exchange(one: Path, other: Path) -> None:
@@ -196,15 +207,26 @@ def _exchange(one: Path, other: Path) -> None:
     if renameat2 and renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
         return
     reason = os.strerror(ctypes.get_errno()) if renameat2 else "this system has no renameat2"
-    raise UserError(f"{other}: cannot be replaced in one step here ({reason}); remove it first: rm -r {other}")
+    raise UserError(f"{other}: cannot be replaced in one step ({reason}); choose another --out, or remove it first")
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder that ends with the process, however it ends.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _remove_leftovers(out: Path) -> None:
-    """Remove the folders of earlier processes that were killed; those of living processes stay."""
-    for folder in out.parent.glob(f".{out.name}.tmp-*"):
-        try:
-            os.kill(int(folder.name.rpartition("-")[2]), 0)
-        except ProcessLookupError:
+    """Remove the folders of processes that were killed; what another process is writing is locked and stays."""
+    for folder in out.parent.glob(f".{glob.escape(out.name)}.tmp-*"):
+        with suppress(OSError), _lock(folder):
             shutil.rmtree(folder, ignore_errors=True)
-        except (ValueError, PermissionError):
-            continue

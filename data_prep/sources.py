@@ -6,10 +6,11 @@ import io
 import os
 import pickle
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from data_prep import synthetic
 from fastcifar.errors import UserError
 
 DOWNLOADS = Path("data")
+DAMAGED_ARCHIVE = (tarfile.TarError, OSError, EOFError, zlib.error)  # what reading one may raise
 Arrays = tuple[np.ndarray, np.ndarray]
 """Images (N, H, W, 3) uint8 and labels (N,) int64."""
 Progress = Callable[[str, float], None]
+"""Is told a stage and the share of it that is done, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Source:
 
     def fingerprint(self) -> list[Any]:
         """What identifies the source's content without reading it."""
-        return [self.name, *((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in self.files)]
+        stats = ((os.path.abspath(path), path.stat()) for path in self.files)
+        return [self.name, *((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)]
 
 
 @dataclass(frozen=True)
@@ -59,15 +63,17 @@ class Cifar:
 
     Attributes:
         name: of the data set.
-        folder: as the published archive names it.
+        archive, folder: as published; the archive holds the folder.
         train, test: file names.
         meta: the file with the class names.
         md5: of each file, where published; files are checked against it.
         label: of an image: the pickle's key, or in binary files the byte's place (images follow the last label).
         classes: the pickle's key of the class names; None in binary files.
+        counts: of the images in train and in test.
     """
 
     name: str
+    archive: str
     folder: str
     train: tuple[str, ...]
     test: tuple[str, ...]
@@ -75,12 +81,18 @@ class Cifar:
     md5: dict[str, str]
     label: bytes | int
     classes: bytes | None
+    counts: tuple[int, int] = (50_000, 10_000)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.meta, *self.train, *self.test)
 
 
 BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 LAYOUTS = (
     Cifar(
         name="cifar10",
+        archive="cifar-10-python.tar.gz",
         folder="cifar-10-batches-py",
         train=BATCHES,
         test=("test_batch",),
@@ -99,6 +111,7 @@ LAYOUTS = (
     ),
     Cifar(
         name="cifar10",
+        archive="cifar-10-binary.tar.gz",
         folder="cifar-10-batches-bin",
         train=tuple(f"{name}.bin" for name in BATCHES),
         test=("test_batch.bin",),
@@ -109,6 +122,7 @@ LAYOUTS = (
     ),
     Cifar(
         name="cifar100",
+        archive="cifar-100-python.tar.gz",
         folder="cifar-100-python",
         train=("train",),
         test=("test",),
@@ -123,6 +137,7 @@ LAYOUTS = (
     ),
     Cifar(
         name="cifar100",
+        archive="cifar-100-binary.tar.gz",
         folder="cifar-100-binary",
         train=("train.bin",),
         test=("test.bin",),
@@ -138,86 +153,102 @@ PIXELS = 3 * 32 * 32
 def find_source(source: str | os.PathLike[str] | None, resize: int | None = None) -> Source:
     """The source of that name or path; None looks at $FASTCIFAR_SOURCE, then ./data, then downloads CIFAR-10.
 
+    A source is "cifar10" or "cifar100" (downloaded to ./data unless it is there), "synthetic", one of CIFAR's folders or
+    archives, a folder that holds one of these, or a folder of class folders of images: train/<class>/, and where there are
+    such val/<class>/ and test/<class>/.
+
     Raises:
         UserError: there is no such source.
     """
     if source is None:
-        source = os.environ.get("FASTCIFAR_SOURCE") or (DOWNLOADS if DOWNLOADS.is_dir() else "cifar10")
-    if source == "synthetic":
-        return Source("synthetic", (), _read_synthetic)
-    if source in ("cifar10", "cifar100"):
-        return _published(_download(str(source)))
+        source = os.environ.get("FASTCIFAR_SOURCE") or (DOWNLOADS if _holds_source(DOWNLOADS) else "cifar10")
     path = Path(source)
+    if source not in ("synthetic", "cifar10", "cifar100") and (path / "train").is_dir():
+        return _image_folder(path, resize)
+    if resize is not None:
+        raise UserError(f"--resize {resize}: only for a folder of class folders of images, not for {source}")
+    if source == "synthetic":  # it is made of nothing but the code that draws it
+        return Source("synthetic", (Path(synthetic.__file__),), _read_synthetic)
+    if source in ("cifar10", "cifar100"):
+        return _published(_downloaded(str(source)))
     if path.is_file():
         return _archive(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder or archive; nor is it cifar10, cifar100 or synthetic")
-    if (path / "train").is_dir():
-        return _image_folder(path, resize)
     return _published(path)
 
 
+def _holds_source(path: Path) -> bool:
+    names = (name for layout in LAYOUTS for name in (layout.folder, layout.archive, layout.train[0]))
+    return any((path / name).exists() for name in names)  # CIFAR-100's file "train" is also the folder of an image folder
+
+
 def _published(path: Path) -> Source:
-    """CIFAR's files in `path` or in a folder in it that has a published name."""
+    """CIFAR's files in `path`, or in a folder or archive in it that has a published name."""
     for layout in LAYOUTS:
-        names = (*layout.train, *layout.test, layout.meta)
         for folder in (path, path / layout.folder):
-            if all((folder / name).is_file() for name in names):
-                read = functools.partial(_read_published, folder, layout)
-                return Source(layout.name, tuple(folder / name for name in names), read)
+            missing = [name for name in layout.files if not (folder / name).is_file()]
+            if not missing:
+                read = functools.partial(_read_files, folder, layout)
+                return Source(layout.name, tuple(folder / name for name in layout.files), read)
+            if folder.name == layout.folder and folder.is_dir():
+                raise UserError(f"{folder}: {missing[0]} is missing; unpack {layout.archive} again")
+        if (path / layout.archive).is_file():
+            return _archive(path / layout.archive)
     raise UserError(
         f"{path}: holds neither CIFAR's files ({', '.join(layout.folder for layout in LAYOUTS)}) "
         "nor train/<class>/ folders of images"
     )
 
 
-def _read_published(folder: Path, layout: Cifar, progress: Progress) -> Images:
+def _read_files(folder: Path, layout: Cifar, progress: Progress) -> Images:
     return read_cifar(layout, lambda name: (folder / name).read_bytes(), str(folder), progress)
 
 
 def _archive(path: Path) -> Source:
-    """CIFAR's files in the published .tar.gz."""
+    """CIFAR's files in an archive; its first file tells which, so that not all of it is unpacked to see."""
     try:
-        with tarfile.open(path) as archive:
-            held = archive.getnames()
-    except (tarfile.TarError, OSError, EOFError) as error:
+        with tarfile.open(path, "r:gz") as archive:
+            first = next((entry.name for entry in archive if entry.isfile()), "")
+    except DAMAGED_ARCHIVE as error:
         raise UserError(f"{path}: not a readable .tar.gz: {error}") from None
     for layout in LAYOUTS:
-        if f"{layout.folder}/{layout.train[0]}" in held:
+        if layout.folder in PurePosixPath(first).parts:
             return Source(layout.name, (path,), functools.partial(_read_archive, path, layout))
     raise UserError(f"{path}: holds none of {', '.join(layout.folder for layout in LAYOUTS)}")
 
 
 def _read_archive(path: Path, layout: Cifar, progress: Progress) -> Images:
-    with tarfile.open(path) as archive:
-        try:
-            contents = {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}
-        except (tarfile.TarError, OSError, EOFError) as error:
-            raise UserError(f"{path}: damaged archive: {error}") from None
-
-    def read(name: str) -> bytes:
-        try:
-            return contents[f"{layout.folder}/{name}"]
-        except KeyError:
-            raise UserError(f"{path}: holds no {layout.folder}/{name}") from None
-
-    return read_cifar(layout, read, str(path), progress)
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            contents = {
+                PurePosixPath(entry.name).name: archive.extractfile(entry).read() for entry in archive if entry.isfile()
+            }
+    except DAMAGED_ARCHIVE as error:
+        raise UserError(f"{path}: damaged archive: {error}") from None
+    missing = [name for name in layout.files if name not in contents]
+    if missing:
+        raise UserError(f"{path}: {missing[0]} is missing; download it again")
+    return read_cifar(layout, contents.pop, str(path), progress)
 
 
-def _download(name: str) -> Path:
-    """Have torchvision download and check CIFAR into ./data; what is there already is not fetched again."""
+def _downloaded(name: str) -> Path:
+    """The folder in ./data of that data set; torchvision downloads it where it is not there yet."""
+    layout = next(layout for layout in LAYOUTS if layout.name == name and layout.md5)
+    folder = DOWNLOADS / layout.folder
+    if all((folder / file).is_file() for file in layout.files):
+        return folder
     from torchvision import datasets  # heavy, and needed for this alone
 
-    dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     try:
-        dataset(DOWNLOADS, download=True)
+        {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name](DOWNLOADS, download=True)
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{name} could not be downloaded ({reason}); name a cifar-10-batches-py or cifar-10-batches-bin folder or its "
             ".tar.gz, put one into ./data, set FASTCIFAR_SOURCE to one, or try `fastcifar prep synthetic`"
         ) from None
-    return DOWNLOADS / {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[name]
+    return folder
 
 
 def read_cifar(layout: Cifar, read: Callable[[str], bytes], where: str, progress: Progress) -> Images:
@@ -226,58 +257,70 @@ def read_cifar(layout: Cifar, read: Callable[[str], bytes], where: str, progress
     Raises:
         UserError: a file whose MD5 sum is not the published one, or whose size or content is not CIFAR's.
     """
-    contents = {}
-    names = (*layout.train, *layout.test, layout.meta)
-    for number, name in enumerate(names, 1):
-        contents[name] = read(name)
-        if name in layout.md5 and hashlib.md5(contents[name], usedforsecurity=False).hexdigest() != layout.md5[name]:
-            raise UserError(f"{where}: {name} is not the published file (its MD5 sum differs); download it again")
-        progress("reading", number / len(names))
+
+    def checked(name: str) -> bytes:
+        content = read(name)
+        if name in layout.md5 and hashlib.md5(content, usedforsecurity=False).hexdigest() != layout.md5[name]:
+            raise UserError(f"{where}: {name} is not the published file (its MD5 sum differs); remove it and get it again")
+        progress("reading", (layout.files.index(name) + 1) / len(layout.files))
+        return content
+
+    meta = checked(layout.meta)
     if layout.classes is None:
-        classes = tuple(contents[layout.meta].decode().split())
+        classes = tuple(meta.decode(errors="replace").split())
     else:
-        classes = tuple(name.decode() for name in _unpickle(contents[layout.meta])[layout.classes])
-    parse = _parse_binary if layout.classes is None else _parse_pickle
+        classes = tuple(name.decode() for name in unpickle(meta, f"{where}: {layout.meta}")[layout.classes])
     splits = []
-    for split in (layout.train, layout.test):
-        parts = [parse(contents.pop(name), layout.label, f"{where}: {name}") for name in split]
-        splits.append(tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    for names, count in zip((layout.train, layout.test), layout.counts, strict=True):
+        parts = [_parse(checked(name), layout, f"{where}: {name}") for name in names]
+        images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        if len(labels) != count or labels.max() >= len(classes):
+            held = f"{len(labels)} images with labels to {labels.max()}"
+            raise UserError(f"{where}: {', '.join(names)}: {held}; CIFAR has {count} of {len(classes)} classes")
+        splits.append((images, labels))
     return Images(classes, train=splits[0], val=None, test=splits[1])
 
 
-def _parse_pickle(content: bytes, label: bytes, where: str) -> Arrays:
-    batch = _unpickle(content)
-    return _from_planes(batch[b"data"]), np.array(batch[label], np.int64)
+def _parse(content: bytes, layout: Cifar, where: str) -> Arrays:
+    """Images and labels of one file; a row of the file is a red, a green and a blue plane."""
+    if isinstance(layout.label, bytes):
+        batch = unpickle(content, where)
+        planes, labels = batch[b"data"], np.array(batch[layout.label], np.int64)
+    else:
+        first = layout.label + 1  # CIFAR-100 has the coarse label before the fine one
+        if not content or len(content) % (first + PIXELS):
+            raise UserError(f"{where}: {len(content)} bytes, not a multiple of {first + PIXELS}: truncated or not CIFAR's")
+        records = np.frombuffer(content, np.uint8).reshape(-1, first + PIXELS)
+        planes, labels = records[:, first:], records[:, layout.label].astype(np.int64)
+    return np.ascontiguousarray(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels
 
 
-def _parse_binary(content: bytes, label: int, where: str) -> Arrays:
-    labels = label + 1  # CIFAR-100 has the coarse label before the fine one
-    if not content or len(content) % (labels + PIXELS):
-        raise UserError(f"{where}: {len(content)} bytes, not a multiple of {labels + PIXELS}: truncated or not CIFAR's")
-    records = np.frombuffer(content, np.uint8).reshape(-1, labels + PIXELS)
-    return _from_planes(records[:, labels:]), records[:, label].astype(np.int64)
+def unpickle(content: bytes, where: str) -> dict[bytes, Any]:
+    """Load a pickle of numpy arrays and plain values, never anything else: it cannot run code.
 
-
-def _from_planes(planes: np.ndarray) -> np.ndarray:
-    """Rows of a red, a green and a blue plane as images (N, 32, 32, 3)."""
-    return np.ascontiguousarray(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+    Raises:
+        UserError: it holds something else, or is no pickle.
+    """
+    try:
+        return _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    except Exception as error:  # a damaged pickle may raise anything, says the manual of pickle
+        raise UserError(f"{where}: not CIFAR's: {error}") from None
 
 
 class _Unpickler(pickle.Unpickler):
-    """Loads numpy arrays and plain values; refuses everything else, so that a pickle cannot run code."""
-
-    ALLOWED = frozenset({("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")})
+    """Resolves the three names that a pickled array needs to functions of our own, and no others."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            return np._core.multiarray._reconstruct
-        if (module, name) in self.ALLOWED:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
+        if module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray") and name in _ARRAY_NAMES:
+            return _ARRAY_NAMES[name]
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
-def _unpickle(content: bytes) -> dict[bytes, Any]:
-    return _Unpickler(io.BytesIO(content), encoding="bytes").load()
+_ARRAY_NAMES = {
+    "ndarray": np.ndarray,
+    "dtype": lambda kind, align, copy: np.dtype(kind),
+    "_reconstruct": lambda kind, shape, dtype: np.ndarray(shape, dtype),
+}
 
 
 def _read_synthetic(progress: Progress) -> Images:
@@ -290,57 +333,66 @@ def _read_synthetic(progress: Progress) -> Images:
 
 def _image_folder(root: Path, resize: int | None) -> Source:
     splits = {name: _class_files(root / name) for name in ("train", "val", "test") if (root / name).is_dir()}
-    classes = tuple(splits["train"])
+    classes = splits["train"].keys()
     for name, by_class in splits.items():
-        for odd in sorted(set(by_class) ^ set(classes)):
+        for odd in sorted(by_class.keys() ^ classes):
             raise UserError(f"{root}: class folder {odd!r} is in one of train/ and {name}/ only; the classes must be the same")
     files = tuple(path for by_class in splits.values() for paths in by_class.values() for path in paths)
-    return Source(root.resolve().name, files, functools.partial(_read_folder, root, splits, resize))
+    return Source(root.resolve().name, files, functools.partial(_read_folder, splits, resize))
 
 
 def _class_files(split: Path) -> dict[str, list[Path]]:
     """Class name -> its images, both sorted; hidden files and empty classes are left out."""
-    folders = sorted(path for path in split.iterdir() if path.is_dir() and not path.name.startswith("."))
-    found = {f.name: sorted(p for p in f.rglob("*") if p.is_file() and not p.name.startswith(".")) for f in folders}
+
+    def visible(folder: Path) -> list[Path]:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+    found = {folder.name: visible(folder) for folder in visible(split) if folder.is_dir()}
     found = {name: files for name, files in found.items() if files}
     if not found:
         raise UserError(f"{split}: holds no class folders with images")
     return found
 
 
-def _read_folder(root: Path, splits: dict[str, dict[str, list[Path]]], resize: int | None, progress: Progress) -> Images:
+def _read_folder(splits: dict[str, dict[str, list[Path]]], resize: int | None, progress: Progress) -> Images:
     first = next(iter(splits["train"].values()))[0]
-    size = (resize, resize) if resize else _decode(first, None).shape[:2]
+    height, width, _ = _decode(first, resize).shape
     arrays: dict[str, Arrays] = {}
     for name, by_class in splits.items():
         files = [path for paths in by_class.values() for path in paths]
         labels = np.repeat(np.arange(len(by_class)), [len(paths) for paths in by_class.values()])
-        images = np.empty((len(files), *size, 3), np.uint8)
-        for number, (path, image) in enumerate(zip(files, _decoded(files, resize), strict=True)):
-            if image.shape[:2] != size:
+        images = np.empty((len(files), height, width, 3), np.uint8)
+        for number, (path, image) in enumerate(_decoded(files, resize)):
+            if image.shape != images.shape[1:]:
                 raise UserError(
-                    f"{path}: {image.shape[1]}x{image.shape[0]} pixels, but {first} has {size[1]}x{size[0]}; "
+                    f"{path}: {image.shape[1]}x{image.shape[0]} pixels, but {first} has {width}x{height}; "
                     "make them one size with --resize N"
                 )
             images[number] = image
-            progress(f"reading {name}", (number + 1) / len(files))
+            if number % 100 == 99 or number + 1 == len(files):
+                progress(f"reading {name}", (number + 1) / len(files))
         arrays[name] = images, labels
     return Images(tuple(splits["train"]), arrays["train"], arrays.get("val"), arrays.get("test"))
 
 
-def _decoded(files: list[Path], resize: int | None) -> Iterator[np.ndarray]:
+def _decoded(files: list[Path], resize: int | None) -> Iterator[tuple[Path, np.ndarray]]:
     """Decode in threads (Pillow releases the interpreter's lock), a bounded number ahead."""
-    chunk = 1024
+    ahead = 256
     with ThreadPoolExecutor() as threads:
-        for start in range(0, len(files), chunk):
-            yield from threads.map(lambda path: _decode(path, resize), files[start : start + chunk])
+        for start in range(0, len(files), ahead):
+            some = files[start : start + ahead]
+            yield from zip(some, threads.map(lambda path: _decode(path, resize), some), strict=True)
 
 
 def _decode(path: Path, resize: int | None) -> np.ndarray:
     """An image file as (H, W, 3) uint8; grey images and palettes become RGB."""
     try:
         with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow would cut these off at 255 on the way to RGB
+                raise UserError(f"{path}: more than 8 bits a channel (Pillow's mode {image.mode}); store it with 8")
             rgb = image.convert("RGB")
-    except OSError as error:
+    except UserError:  # is a ValueError too
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not an image that Pillow can open: {error}") from None
     return np.asarray(rgb.resize((resize, resize), Image.Resampling.LANCZOS) if resize else rgb)

@@ -1,59 +1,70 @@
 #!/usr/bin/env bash
 # Make .venv with fastcifar, its dependencies, its tests' and, where it can be built, FFCV. A second run does nothing.
+# All that it says goes to stderr, so that a target's own output begins with its first line.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-say() { echo "setup: $*"; }
-die() { echo "setup: $*" >&2; exit 2; }
+say() { echo "setup: $*" >&2; }
+die() { say "$*"; exit 2; }
 
 python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
-    die "Python 3.11 or later is needed, '$python' is $("$python" --version 2>&1 || true); name another with PYTHON=..."
+    die "Python 3.11 or later is needed, '$python' is $("$python" --version 2>/dev/null || echo missing); name another with PYTHON=..."
+version=$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
 
 stamp=.venv/.setup-$( (cat setup.py pyproject.toml scripts/setup.sh && "$python" --version) | sha256sum | cut -c1-16)
 [ -e "$stamp" ] && exit 0
 
-# How to become root for apt-get: not at all, with sudo, or not to be had.
-if ! command -v apt-get >/dev/null; then
-    root=none
-elif [ "$(id -u)" = 0 ]; then
-    root=env
-elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
-    root=sudo
-else
-    root=none
-fi
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
 
+# The first line of the log that names the error, else the last line.
+reason() {
+    { grep -v subprocess-exited "$log" | grep -m1 -E '(^E|[Ee]rror): ' || tail -1 "$log"; } | sed 's/^ *//' | cut -c1-160
+}
+
+# Install Debian packages: as root, else with a sudo that asks nothing, else fail.
 apt_install() {
-    [ "$root" != none ] || return 1
-    dpkg -s "$@" >/dev/null 2>&1 && return 0
+    local root=env
+    command -v apt-get >/dev/null || return 1
+    if [ "$(id -u)" != 0 ]; then
+        root=sudo
+        sudo -n true 2>/dev/null || return 1
+    fi
     say "installing the Debian packages $*"
-    { $root apt-get update -qq && $root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"; } \
-        >.venv-apt.log 2>&1 || { tail -3 .venv-apt.log >&2; rm -f .venv-apt.log; return 1; }
-    rm -f .venv-apt.log
+    { $root apt-get update -qq &&
+        $root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"; } >"$log" 2>&1 ||
+        { say "apt-get: $(reason)"; return 1; }
 }
 
 if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
-    version=$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
-    apt_install "$version-venv" || die "'$python' has no venv module: install $version-venv, then run this again"
+    apt_install "$version-venv" || die "'$python' cannot make environments: install $version-venv, then run this again"
 fi
-if [ -d .venv ] && ! .venv/bin/python -c 'import pip' 2>/dev/null; then
-    say "removing an incomplete .venv"
+if [ -d .venv ] && ! ".venv/bin/$version" -c 'import pip' 2>/dev/null; then
+    say "removing .venv: it is incomplete or of another Python"
     rm -rf .venv
 fi
-"$python" -m venv .venv
+[ -d .venv ] || "$python" -m venv .venv
 
-pip() { .venv/bin/python -m pip --disable-pip-version-check --no-input -q "$@"; }
+pip_install() { .venv/bin/python -m pip --disable-pip-version-check --no-input -q install -e "$1"; }
 say "installing fastcifar and its dependencies into .venv (PyTorch with CUDA: about 6 GB, a few minutes)"
-pip install -e '.[test,lint]'
+pip_install '.[test,lint]'
 
-say "building FFCV"
-missing="streaming and the FFCV interop tests will be missing"
+# What FFCV is built with; torch.compile needs the compiler and Python's headers too.
+has_headers() { "$python" -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null; }
+can_build() { command -v c++ >/dev/null && has_headers && pkg-config --exists opencv4 libturbojpeg 2>/dev/null; }
 system="libopencv-dev libturbojpeg0-dev pkg-config build-essential"
-if ! pkg-config --exists opencv4 libturbojpeg 2>/dev/null && ! apt_install $system; then
-    say "$missing: FFCV needs $system (sudo apt-get install them, delete .venv/.setup-* and run this again)"
-elif ! pip install -e '.[ffcv]'; then
-    say "$missing: FFCV did not build (the lines above say why); fastcifar works without it"
+has_headers || system="$system $version-dev"
+missing="will be missing: streaming and FFCV's interop tests$(command -v c++ >/dev/null && has_headers || echo ', torch.compile')"
+# shellcheck disable=SC2086  # a list of words
+if ! can_build && ! apt_install $system; then
+    say "$missing; to get them: sudo apt-get install $system && rm .venv/.setup-* && make setup"
+else
+    say "building FFCV"
+    if ! pip_install '.[ffcv]' >"$log" 2>&1 || ! .venv/bin/python -W ignore -c 'import ffcv' >"$log" 2>&1; then
+        cp "$log" .venv/ffcv.log
+        say "$missing: FFCV did not build ($(reason)); see .venv/ffcv.log, then rm .venv/.setup-* && make setup"
+    fi
 fi
 
 rm -f .venv/.setup-*

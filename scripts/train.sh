@@ -7,23 +7,32 @@ cd "$(dirname "$0")/.."
 fastcifar() { .venv/bin/python -m fastcifar "$@"; }
 
 data=betons
-substitute=
-if [ -z "${FASTCIFAR_SOURCE:-}" ] && [ ! -e data ] && ! reason=$(fastcifar prep --out "$data" 2>&1); then
+given=${FASTCIFAR_SOURCE:-$(ls data 2>/dev/null || true)}
+code=0
+[ ! -t 2 ] || printf 'looking for CIFAR-10, which is a download of 170 MB where it is not given\r' >&2
+said=$(fastcifar prep --out "$data" 2>&1) || code=$?
+[ ! -t 2 ] || printf '\033[K' >&2  # the first line that stays is the verdict
+if [ "$code" = 2 ] && [ -z "$given" ]; then  # 2: not a bug, and not Ctrl-C
     data=betons-synthetic
     substitute="SYNTHETIC DATA, not CIFAR-10, which is neither given nor downloadable; give it as FASTCIFAR_SOURCE=DIR"
+    trap 'echo "$substitute"' EXIT
     echo "$substitute"
-    echo "$reason"
+    echo "$said"
     fastcifar prep synthetic --out "$data"
 else
-    fastcifar prep --out "$data"
+    echo "$said"
+    [ "$code" = 0 ] || exit "$code"
 fi
 
-if .venv/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    recipe=seed
-    echo "training the seed recipe: PyTorch sees a CUDA GPU"
-else
-    recipe=cpu
-    echo "training the cpu recipe: PyTorch sees no CUDA GPU"
-fi
-fastcifar train --recipe "$recipe" --data "$data" "$@"
-[ -z "$substitute" ] || echo "$substitute"
+machine=$(.venv/bin/python -c '
+import torch
+from fastcifar.engine.precision import has_bf16
+print("cuda" if torch.cuda.is_available() else "bf16" if has_bf16(torch.device("cpu")) else "fp32")
+')
+case "$machine" in
+    cuda) recipe=(seed); why="PyTorch sees a CUDA GPU" ;;
+    bf16) recipe=(cpu); why="PyTorch sees no CUDA GPU" ;;
+    fp32) recipe=(cpu --set train.precision=fp32); why="PyTorch sees no CUDA GPU, and this CPU has no bf16 arithmetic" ;;
+esac
+echo "training the recipe ${recipe[*]}: $why"
+fastcifar train --recipe "${recipe[@]}" --data "$data" "$@"

@@ -8,7 +8,7 @@ The layout (FFCV's version 2), little-endian throughout:
     pages              from the next multiple of the page size on; no image crosses the end of a page
     allocation table   (sample, place, bytes) of every image, to the end of the file
 
-"Place" is an offset from the beginning of the file.
+"Place" is an offset from the beginning of the file, in bytes.
 """
 
 import os
@@ -66,15 +66,15 @@ def write_beton(
         page_size: bytes, a power of two of at least 2 MiB that holds an image.
         progress: told the share written, 0 to 1, after each page.
     """
-    count, height, width, channels = images.shape
-    image_bytes = height * width * channels
-    if images.dtype != np.uint8 or channels != 3 or not count or len(labels) != count:
+    if images.dtype != np.uint8 or images.shape[3:] != (3,) or not images.size or len(labels) != len(images):
         raise ValueError(f"images {images.dtype} {images.shape} with {len(labels)} labels: need uint8 (N, H, W, 3) and N")
+    count, height, width, _ = images.shape
+    image_bytes = height * width * 3
     if page_size < max(MIN_PAGE_SIZE, image_bytes) or page_size & (page_size - 1):
         raise ValueError(f"page_size = {page_size}: must be a power of two, at least {MIN_PAGE_SIZE} and {image_bytes}")
     fields = np.array([(IMAGE_FIELD, b"image", 0), (INT_FIELD, b"label", 0)], FIELD)
     metadata = np.zeros(count, _record([IMAGE_FIELD, INT_FIELD]))
-    first_page = _align(HEADER.itemsize + fields.nbytes + metadata.nbytes, page_size)
+    first_page = -(-(HEADER.itemsize + fields.nbytes + metadata.nbytes) // page_size) * page_size
     per_page = page_size // image_bytes
     page, slot = np.divmod(np.arange(count), per_page)
     places = first_page + page * page_size + slot * image_bytes
@@ -104,74 +104,36 @@ def read_beton(path: str | os.PathLike[str]) -> Beton:
         UserError: the file is missing, truncated, damaged, or holds something else; the message names the byte.
     """
     path = Path(path)
-    try:
-        data = np.memmap(path, np.uint8, mode="r")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; write it with `fastcifar prep`") from None
-    except ValueError:  # a memory map of nothing
-        raise UserError(f"{path}: truncated: empty, a header of {HEADER.itemsize} bytes expected at byte 0") from None
+    data = _map(path)
     header = _take(path, data, 0, HEADER, 1, "header")[0]
-    if header["version"] != VERSION or not 0 < header["fields"] < 1000:
-        raise UserError(f"{path}: not a .beton of version {VERSION}: byte 0 holds version {header['version']}")
+    _check_header(path, header)
     fields = _take(path, data, HEADER.itemsize, FIELD, header["fields"], "field descriptors")
-    types = [int(kind) for kind in fields["type"]]
+    types = fields["type"].tolist()
     if sorted(types) != [INT_FIELD, IMAGE_FIELD]:
-        where = HEADER.itemsize + next((i for i, t in enumerate(types) if t not in (1, 2)), 0) * FIELD.itemsize
-        raise UserError(f"{path}: field types {types} at byte {where}: need one image (2) and one integer (1) field")
+        odd = next((i for i, kind in enumerate(types) if kind not in (INT_FIELD, IMAGE_FIELD)), 0)
+        byte = HEADER.itemsize + odd * FIELD.itemsize
+        raise UserError(f"{path}: field types {types}, see byte {byte}: need one image field (2) and one integer field (1)")
     start = HEADER.itemsize + fields.nbytes
     metadata = _take(path, data, start, _record(types), header["samples"], "metadata")
     image, label = (metadata[f"f{types.index(kind)}"] for kind in (IMAGE_FIELD, INT_FIELD))
-    if not len(metadata):
-        raise UserError(f"{path}: holds no samples (byte 8)")
-    _check_images(path, image, start, metadata.dtype, types.index(IMAGE_FIELD))
-    _check_allocations(path, data, int(header["allocations"]), image)
+    first_byte = start + metadata.dtype.fields[f"f{types.index(IMAGE_FIELD)}"][1]
+    table_place = int(header["allocations"])
+    pages = range(start + metadata.nbytes, table_place)
+    _check_images(path, image, first_byte, pages)
+    _check_allocations(path, data, table_place, image)
     return Beton(_gather(data, image), label.astype(np.int64))
 
 
-def _check_images(path: Path, image: np.ndarray, start: int, record: np.dtype, field: int) -> None:
-    """Every sample raw and of the first one's size."""
-    for name, expected, meaning in (
-        ("mode", RAW_MODE, "its images must be stored raw"),
-        ("height", image["height"][0], "all images must be of one size"),
-        ("width", image["width"][0], "all images must be of one size"),
-    ):
-        odd = np.flatnonzero(image[name] != expected)
-        if len(odd):
-            byte = start + int(odd[0]) * record.itemsize + record.fields[f"f{field}"][1] + IMAGE.fields[name][1]
-            value = image[name][odd[0]]
-            raise UserError(f"{path}: sample {odd[0]} has {name} {value}, not {expected}, at byte {byte}: {meaning}")
-    if not image["height"][0] or not image["width"][0]:
-        raise UserError(f"{path}: damaged: images of no size in the metadata at byte {start}")
-
-
-def _check_allocations(path: Path, data: np.ndarray, table_place: int, image: np.ndarray) -> None:
-    """The allocation table, which is written last, agrees with the metadata: the file is whole and consistent."""
-    count, image_bytes = len(image), int(image["height"][0]) * int(image["width"][0]) * 3
-    table = _take(path, data, table_place, ALLOCATION, count, "allocation table")
-    if table_place + table.nbytes != len(data):
-        raise UserError(f"{path}: damaged: {len(data) - table_place - table.nbytes} bytes too many at byte {len(data)}")
-    places = np.zeros(count, np.uint64)
-    known = table["sample"] < count
-    places[table["sample"][known]] = table["place"][known]
-    wrong = np.flatnonzero(~known | (table["bytes"] != image_bytes))
-    if len(wrong):
-        byte = table_place + int(wrong[0]) * ALLOCATION.itemsize
-        raise UserError(f"{path}: damaged: the allocation at byte {byte} is not one of an image of {image_bytes} bytes")
-    lost = np.flatnonzero((places != image["place"]) | (places + np.uint64(image_bytes) > table_place))
-    if len(lost):
-        raise UserError(f"{path}: damaged: sample {lost[0]} is said to lie at byte {image['place'][lost[0]]}, where it is not")
-
-
-def _gather(data: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """All images, copied once: stretches that lie one after the other in the file at a time."""
-    height, width = int(image["height"][0]), int(image["width"][0])
-    size = height * width * 3
-    places = image["place"].astype(np.int64)
-    images = np.empty((len(places), size), np.uint8)
-    starts = np.flatnonzero(np.diff(places, prepend=-1 - size) != size)
-    for first, last in zip(starts, [*starts[1:], len(places)], strict=True):
-        images[first:last] = data[places[first] : places[first] + (last - first) * size].reshape(-1, size)
-    return images.reshape(-1, height, width, 3)
+def _map(path: Path) -> np.ndarray:
+    """The bytes of the file, memory-mapped."""
+    try:
+        return np.memmap(path, np.uint8, mode="r")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; write it with `fastcifar prep`") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError:  # a memory map of nothing
+        raise UserError(f"{path}: truncated: the file is empty, at byte 0 a header should begin") from None
 
 
 def _take(path: Path, data: np.ndarray, start: int, dtype: np.dtype, count: int, what: str) -> np.ndarray:
@@ -187,5 +149,71 @@ def _record(types: list[int]) -> np.dtype:
     return np.dtype([("", IMAGE if kind == IMAGE_FIELD else LABEL) for kind in types], align=True)
 
 
-def _align(place: int, page_size: int) -> int:
-    return -(-place // page_size) * page_size
+def _check_header(path: Path, header: np.void) -> None:
+    page_size = int(header["page_size"])
+    if header["version"] != VERSION:
+        raise UserError(f"{path}: not a .beton of version {VERSION}: byte 0 says version {header['version']}")
+    if page_size < MIN_PAGE_SIZE or page_size & (page_size - 1):
+        raise UserError(f"{path}: damaged or not a .beton: byte 4 says a page size of {page_size}")
+    if not header["samples"]:
+        raise UserError(f"{path}: byte 8 says that it holds no samples")
+    if not header["allocations"]:  # FFCV fills it in last
+        raise UserError(f"{path}: byte 16 names no allocation table: its writer was interrupted")
+
+
+def _check_images(path: Path, image: np.ndarray, first_byte: int, pages: range) -> None:
+    """Every sample is raw, of the first one's size, and lies in the pages.
+
+    Args:
+        image: (N,) IMAGE, strided over the metadata.
+        first_byte: of the first of them in the file.
+        pages: the bytes where images may lie.
+    """
+
+    def refuse(sample: int, name: str, meaning: str) -> UserError:
+        byte = first_byte + int(sample) * image.strides[0] + IMAGE.fields[name][1]
+        return UserError(f"{path}: byte {byte} gives sample {sample} the {name} {image[name][sample]}: {meaning}")
+
+    height, width = int(image["height"][0]), int(image["width"][0])
+    if not height or not width:
+        raise refuse(0, "width" if height else "height", "an image of no size")
+    for name, expected, meaning in (
+        ("mode", RAW_MODE, f"its images must be stored raw ({RAW_MODE}), not as JPEG"),
+        ("height", height, f"all images must be of one size, sample 0 has {height}"),
+        ("width", width, f"all images must be of one size, sample 0 has {width}"),
+    ):
+        odd = np.flatnonzero(image[name] != expected)
+        if len(odd):
+            raise refuse(odd[0], name, meaning)
+    last = pages.stop - height * width * 3
+    # Compared as Python integers and uint64: a damaged place may be close to 2**64, and adding to it would wrap.
+    outside = np.flatnonzero((image["place"] < pages.start) | (image["place"] > max(last, 0)))
+    if len(outside):
+        raise refuse(outside[0], "place", f"images lie from byte {pages.start} to byte {pages.stop}")
+
+
+def _check_allocations(path: Path, data: np.ndarray, table_place: int, image: np.ndarray) -> None:
+    """The allocation table agrees with the metadata and ends the file, which is therefore whole."""
+    count, image_bytes = len(image), int(image["height"][0]) * int(image["width"][0]) * 3
+    table = _take(path, data, table_place, ALLOCATION, count, "allocation table")
+    surplus = len(data) - table_place - table.nbytes
+    if surplus:
+        raise UserError(f"{path}: damaged: {surplus} bytes too many from byte {table_place + table.nbytes} on")
+    known = table["sample"] < count
+    owner = np.where(known, table["sample"], 0)
+    wrong = np.flatnonzero(~known | (table["bytes"] != image_bytes) | (table["place"] != image["place"][owner]))
+    if len(wrong):
+        byte = table_place + int(wrong[0]) * ALLOCATION.itemsize
+        raise UserError(f"{path}: damaged: the allocation at byte {byte} is of no image in the metadata: {table[wrong[0]]}")
+
+
+def _gather(data: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """All images, copied once: a stretch of them that lie one after the other in the file at a time."""
+    height, width = int(image["height"][0]), int(image["width"][0])
+    size = height * width * 3
+    places = image["place"].astype(np.int64)
+    images = np.empty((len(places), size), np.uint8)
+    starts = np.flatnonzero(np.diff(places, prepend=-1 - size) != size)
+    for first, last in zip(starts, [*starts[1:], len(places)], strict=True):
+        images[first:last] = data[places[first] : places[first] + (last - first) * size].reshape(-1, size)
+    return images.reshape(-1, height, width, 3)

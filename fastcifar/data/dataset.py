@@ -23,8 +23,8 @@ class Manifest:
         name: of the data set, as in "cifar10".
         classes: names, in the order of the labels.
         image_shape: (H, W, C).
-        counts: images of each split that there is.
-        split_seed, val_fraction: how the validation split was drawn from the training images.
+        counts: images of each split that there is, by name; always "train".
+        split_seed, val_fraction: how the validation split was drawn from the training images; a fraction of 0 where none was.
         mean, std: of each channel over the training split, pixels in 0 .. 1.
         sha256: of each split's beton.
         source: what the betons were made from; `prep` compares it to see whether anything changed.
@@ -93,13 +93,18 @@ def load_manifest(root: Path) -> Manifest:
         raise UserError(f"{root}: holds no {MANIFEST}; make it with: fastcifar prep --out {root}")
     try:
         content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
-    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"{path}: not of format_version {FORMAT_VERSION}; run fastcifar prep again")
+    except ValueError as error:  # not JSON, or not even text
+        raise UserError(f"{path}: not JSON ({error}); run fastcifar prep again") from None
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path}: format_version is {version}, not {FORMAT_VERSION}; run fastcifar prep again")
     expected = {field.name for field in fields(Manifest)}
     for key in sorted(expected ^ content.keys()):
         raise UserError(f"{path}: {'missing' if key in expected else 'unknown'} key {key!r}; run fastcifar prep again")
+    for key in ("counts", "sha256"):
+        value = content[key]
+        if not isinstance(value, dict) or not {"train"} <= value.keys() == content["counts"].keys() <= set(SPLITS):
+            raise UserError(f"{path}: {key} = {value}: not of train and the other splits; run fastcifar prep again")
     return Manifest(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
 
 

@@ -17,6 +17,7 @@ from fastcifar.engine import step as steps
 from fastcifar.engine.checkpoint import load_checkpoint, restore_model, restore_optimizer, save_checkpoint
 from fastcifar.engine.environment import choose_device, environment
 from fastcifar.engine.evaluate import Evaluation, evaluation_loader, score_model
+from fastcifar.engine.precision import has_bf16
 from fastcifar.engine.rundir import RunDirectory, new_run
 from fastcifar.errors import UserError
 from fastcifar.files import write_json, write_text
@@ -148,6 +149,8 @@ class Trainer:
             f"{self.run.root}: {self.recipe.name} on {self.dataset.manifest.name}, {self.device}, "
             f"{self.backend} step ({self.why})"
         )
+        if self.recipe.train.precision == "bf16" and not has_bf16(self.device):
+            self.reporter.line(f"{self.device} has no bf16 arithmetic: --set train.precision=fp32 will be faster")
         self.reporter.start(epochs=self.recipe.train.epochs, steps_per_epoch=len(self.loader), step=self.position)
         try:
             self.model.train()

@@ -38,6 +38,8 @@ class ResNetConfig:
                 raise UserError(f"{name} = {list(values)}: must hold numbers of at least 1, one for each stage")
             if len(values) != len(self.channels):
                 raise UserError(f"{name} = {list(values)}: must hold one number for each of {len(self.channels)} channels")
+        if self.block not in ("basic", "bottleneck"):
+            raise UserError(f"block = {self.block!r}: must be basic or bottleneck")
         if self.block == "bottleneck" and min(self.channels) < BOTTLENECK_REDUCTION:
             raise UserError(f"channels = {list(self.channels)}: a bottleneck needs {BOTTLENECK_REDUCTION} or more")
         if not 0 <= self.dropout < 1:

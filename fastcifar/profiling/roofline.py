@@ -3,14 +3,19 @@
 The roofline model: Williams, Waterman and Patterson, Roofline, 2009 (https://doi.org/10.1145/1498765.1498785).
 """
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 
 FLOPS_PER_MAC = 6  # multiply and add, once forward and twice backward (gradients of inputs and of weights)
+SMALLEST_SIDE, LARGEST_SIDE = 512, 8192  # of the square matrices
+LONG_ENOUGH_S = 0.05  # a product of that many seconds is near the device's ceiling
+COPIED_BYTES = {"cpu": 2**27, "cuda": 2**30}  # more than the caches hold
 
 
 @dataclass(frozen=True)
@@ -27,15 +32,9 @@ class Ceilings:
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """Measure both ceilings: the median of several runs after a warm-up, on random data; about a second."""
-    side = 8192 if device.type == "cuda" else 2048
-    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    product = torch.empty_like(left)
-    matmul = _median_seconds(lambda: torch.matmul(left, right, out=product), device)
-    source = torch.randn((2**30 if device.type == "cuda" else 2**27) // 4, device=device)
-    target = torch.empty_like(source)
-    copy = _median_seconds(lambda: target.copy_(source), device)
-    return Ceilings(flops_per_s=2 * side**3 / matmul, bytes_per_s=2 * source.nbytes / copy)
+    """Measure both ceilings on random data, each the median of several runs after a warm-up; one or two seconds."""
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # events are of the current device
+        return Ceilings(_product_flops_per_s(device, dtype), _copy_bytes_per_s(device))
 
 
 def floor_seconds(macs: int, images: int, ceilings: Ceilings) -> float:
@@ -43,9 +42,26 @@ def floor_seconds(macs: int, images: int, ceilings: Ceilings) -> float:
     return FLOPS_PER_MAC * macs * images / ceilings.flops_per_s
 
 
-def _median_seconds(run: Callable[[], object], device: torch.device, repeats: int = 7) -> float:
-    for _ in range(2):
-        run()
+def _product_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
+    """The rate of the first square product, its side doubling, that takes long enough; of the largest at the latest.
+
+    A fixed side would not do: of bf16 at side 2048 two CPU cores were measured to need 0.09 s with AMX and 50 s with AVX2.
+    """
+    side, seconds = SMALLEST_SIDE // 2, 0.0
+    while seconds < LONG_ENOUGH_S and side < LARGEST_SIDE:
+        side *= 2
+        left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        seconds = _median_seconds(functools.partial(torch.mm, left, right, out=torch.empty_like(left)), device)
+    return 2 * side**3 / seconds
+
+
+def _copy_bytes_per_s(device: torch.device) -> float:
+    source = torch.randn(COPIED_BYTES[device.type] // 4, device=device)
+    return 2 * source.nbytes / _median_seconds(functools.partial(torch.empty_like(source).copy_, source), device)
+
+
+def _median_seconds(run: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
+    run()
     return statistics.median(_seconds(run, device) for _ in range(repeats))
 
 

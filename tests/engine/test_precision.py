@@ -1,0 +1,24 @@
+"""Precision: what autocast does, and whether bf16 is worth it."""
+
+import pytest
+import torch
+
+from fastcifar.engine.precision import autocast, has_bf16
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_a_forward_pass_computes_in_the_precisions_dtype(precision, dtype):
+    with autocast(CPU, precision):
+        assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("avx512f avx512_bf16", True), ("amx_bf16 amx_tile", True), ("asimd i8mm bf16", True), ("avx2 f16c", False)],
+)
+def test_a_cpus_flags_say_whether_it_has_bf16(tmp_path, flags, expected):
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : fpu {flags} sse\n")
+    assert has_bf16(CPU, tmp_path / "cpuinfo") is expected
+    assert has_bf16(CPU, tmp_path / "none")
