@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.sources import Images, Progress, Source, find_source
+from data_prep.images import Images, Progress, Source
+from data_prep.sources import find_source
 from fastcifar.data.beton import read_beton, write_beton
 from fastcifar.data.dataset import FORMAT_VERSION, MANIFEST, SPLITS, Manifest, file_sha256, load_manifest
 from fastcifar.errors import UserError

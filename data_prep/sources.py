@@ -1,4 +1,4 @@
-"""Where images come from: CIFAR's published files, folders of class folders, or the synthetic set."""
+"""Where images come from: CIFAR's published files, a folder of class folders, or the synthetic set."""
 
 import functools
 import hashlib
@@ -6,55 +6,23 @@ import io
 import os
 import pickle
 import tarfile
+import tempfile
 import zlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from data_prep import synthetic
+from data_prep.folder import image_folder
+from data_prep.images import Arrays, Images, Progress, Source
 from fastcifar.errors import UserError
 
 DOWNLOADS = Path("data")
 DAMAGED_ARCHIVE = (tarfile.TarError, OSError, EOFError, zlib.error)  # what reading one may raise
-Arrays = tuple[np.ndarray, np.ndarray]
-"""Images (N, H, W, 3) uint8 and labels (N,) int64."""
-Progress = Callable[[str, float], None]
-"""Is told a stage and the share of it that is done, 0 to 1."""
-
-
-@dataclass(frozen=True)
-class Images:
-    """A source, read. `val` and `test` are None where the source has no such split."""
-
-    classes: tuple[str, ...]
-    train: Arrays
-    val: Arrays | None
-    test: Arrays | None
-
-
-@dataclass(frozen=True)
-class Source:
-    """A source, found but not read yet.
-
-    Attributes:
-        name: of the data set.
-        files: what it is made of; their names, sizes and times tell whether it has changed.
-        read: reads it, telling its progress.
-    """
-
-    name: str
-    files: tuple[Path, ...]
-    read: Callable[[Progress], Images]
-
-    def fingerprint(self) -> list[Any]:
-        """What identifies the source's content without reading it."""
-        stats = ((os.path.abspath(path), path.stat()) for path in self.files)
-        return [self.name, *((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)]
 
 
 @dataclass(frozen=True)
@@ -164,7 +132,7 @@ def find_source(source: str | os.PathLike[str] | None, resize: int | None = None
         source = os.environ.get("FASTCIFAR_SOURCE") or (DOWNLOADS if _holds_source(DOWNLOADS) else "cifar10")
     path = Path(source)
     if source not in ("synthetic", "cifar10", "cifar100") and (path / "train").is_dir():
-        return _image_folder(path, resize)
+        return image_folder(path, resize)
     if resize is not None:
         raise UserError(f"--resize {resize}: only for a folder of class folders of images, not for {source}")
     if source == "synthetic":  # it is made of nothing but the code that draws it
@@ -240,14 +208,20 @@ def _downloaded(name: str) -> Path:
         return folder
     from torchvision import datasets  # heavy, and needed for this alone
 
+    DOWNLOADS.mkdir(exist_ok=True)
     try:
-        {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name](DOWNLOADS, download=True)
+        with tempfile.TemporaryDirectory(dir=DOWNLOADS, prefix=".download-") as temporary:
+            {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name](temporary, download=True)
+            (Path(temporary) / layout.folder).rename(folder)
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{name} could not be downloaded ({reason}); name a cifar-10-batches-py or cifar-10-batches-bin folder or its "
             ".tar.gz, put one into ./data, set FASTCIFAR_SOURCE to one, or try `fastcifar prep synthetic`"
         ) from None
+    finally:
+        with suppress(OSError):  # it holds something
+            DOWNLOADS.rmdir()
     return folder
 
 
@@ -329,70 +303,3 @@ def _read_synthetic(progress: Progress) -> Images:
     test = synthetic.draw(synthetic.TEST_COUNT, seed=2)
     progress("drawing", 1.0)
     return Images(synthetic.CLASSES, train, None, test)
-
-
-def _image_folder(root: Path, resize: int | None) -> Source:
-    splits = {name: _class_files(root / name) for name in ("train", "val", "test") if (root / name).is_dir()}
-    classes = splits["train"].keys()
-    for name, by_class in splits.items():
-        for odd in sorted(by_class.keys() ^ classes):
-            raise UserError(f"{root}: class folder {odd!r} is in one of train/ and {name}/ only; the classes must be the same")
-    files = tuple(path for by_class in splits.values() for paths in by_class.values() for path in paths)
-    return Source(root.resolve().name, files, functools.partial(_read_folder, splits, resize))
-
-
-def _class_files(split: Path) -> dict[str, list[Path]]:
-    """Class name -> its images, both sorted; hidden files and empty classes are left out."""
-
-    def visible(folder: Path) -> list[Path]:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-    found = {folder.name: visible(folder) for folder in visible(split) if folder.is_dir()}
-    found = {name: files for name, files in found.items() if files}
-    if not found:
-        raise UserError(f"{split}: holds no class folders with images")
-    return found
-
-
-def _read_folder(splits: dict[str, dict[str, list[Path]]], resize: int | None, progress: Progress) -> Images:
-    first = next(iter(splits["train"].values()))[0]
-    height, width, _ = _decode(first, resize).shape
-    arrays: dict[str, Arrays] = {}
-    for name, by_class in splits.items():
-        files = [path for paths in by_class.values() for path in paths]
-        labels = np.repeat(np.arange(len(by_class)), [len(paths) for paths in by_class.values()])
-        images = np.empty((len(files), height, width, 3), np.uint8)
-        for number, (path, image) in enumerate(_decoded(files, resize)):
-            if image.shape != images.shape[1:]:
-                raise UserError(
-                    f"{path}: {image.shape[1]}x{image.shape[0]} pixels, but {first} has {width}x{height}; "
-                    "make them one size with --resize N"
-                )
-            images[number] = image
-            if number % 100 == 99 or number + 1 == len(files):
-                progress(f"reading {name}", (number + 1) / len(files))
-        arrays[name] = images, labels
-    return Images(tuple(splits["train"]), arrays["train"], arrays.get("val"), arrays.get("test"))
-
-
-def _decoded(files: list[Path], resize: int | None) -> Iterator[tuple[Path, np.ndarray]]:
-    """Decode in threads (Pillow releases the interpreter's lock), a bounded number ahead."""
-    ahead = 256
-    with ThreadPoolExecutor() as threads:
-        for start in range(0, len(files), ahead):
-            some = files[start : start + ahead]
-            yield from zip(some, threads.map(lambda path: _decode(path, resize), some), strict=True)
-
-
-def _decode(path: Path, resize: int | None) -> np.ndarray:
-    """An image file as (H, W, 3) uint8; grey images and palettes become RGB."""
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):  # Pillow would cut these off at 255 on the way to RGB
-                raise UserError(f"{path}: more than 8 bits a channel (Pillow's mode {image.mode}); store it with 8")
-            rgb = image.convert("RGB")
-    except UserError:  # is a ValueError too
-        raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not an image that Pillow can open: {error}") from None
-    return np.asarray(rgb.resize((resize, resize), Image.Resampling.LANCZOS) if resize else rgb)
