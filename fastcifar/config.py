@@ -4,7 +4,6 @@ A table's dataclass lives beside the code that reads it (`ResNetConfig`, `Optimi
 put together, checked, overridden and written back. A field's meaning and unit stand in its `Annotated` type.
 """
 
-import difflib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from fastcifar.augment import Policy
-from fastcifar.errors import UserError
+from fastcifar.errors import UserError, nearest
 from fastcifar.models import MODELS, ModelConfig
 from fastcifar.optim.optimizers import OptimizerConfig
 from fastcifar.optim.schedules import ScheduleConfig
@@ -132,7 +131,7 @@ def _find(recipe: str | Path) -> Path:
             raise UserError(f"{path}: no such recipe file")
         return path
     if str(recipe) not in recipe_names():
-        raise UserError(f"no recipe {str(recipe)!r}{_nearest(str(recipe), recipe_names())}; or give a path to a .toml file")
+        raise UserError(f"no recipe {str(recipe)!r}{nearest(str(recipe), recipe_names())}; or give a path to a .toml file")
     return RECIPES / f"{recipe}.toml"
 
 
@@ -142,7 +141,7 @@ def _recipe(tables: Mapping[str, Any], where: str) -> Recipe:
     model = tables.get("model", {})
     kind = model.get("name", "resnet") if isinstance(model, Mapping) else "resnet"
     if kind not in MODELS:
-        raise UserError(f"{where}: model.name = {kind!r} is no model{_nearest(str(kind), MODELS)}")
+        raise UserError(f"{where}: model.name = {kind!r} is no model{nearest(str(kind), MODELS)}")
     return Recipe(
         name=str(tables.get("name", Path(where).stem)),
         description=str(tables.get("description", "")),
@@ -199,12 +198,7 @@ def _check_keys(table: Any, valid: Iterable[str], where: str, prefix: str) -> No
         raise UserError(f"{where}: {prefix.rstrip('.')} = {table!r}: must be a table")
     for key in table:
         if key not in valid:
-            raise UserError(f"{where}: unknown key {prefix}{key} = {table[key]!r}{_nearest(key, valid)}")
-
-
-def _nearest(word: str, valid: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; valid are {', '.join(valid)}"
+            raise UserError(f"{where}: unknown key {prefix}{key} = {table[key]!r}{nearest(key, valid)}")
 
 
 def _override(tables: dict[str, Any], override: str) -> None:

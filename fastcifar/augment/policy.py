@@ -3,14 +3,13 @@
 This file holds no arithmetic: `reference.py` is the specification of what each transform computes.
 """
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from fastcifar.augment.philox import ERASING_ATTEMPTS, Stream
-from fastcifar.errors import UserError
+from fastcifar.errors import UserError, nearest
 
 DTYPES = ("bfloat16", "float16", "float32")
 PADDING_MODES = ("constant", "reflect")
@@ -280,7 +279,7 @@ def _transform(table: Any) -> Transform:
         raise UserError(f"{table!r}: must be a table with a name, as in {{ name = 'RandomHorizontalFlip', p = 0.5 }}")
     name, arguments = table["name"], {key: value for key, value in table.items() if key != "name"}
     if not isinstance(name, str) or name not in TRANSFORMS:
-        raise UserError(f"no transform {name!r}{_nearest(str(name), TRANSFORMS)}")
+        raise UserError(f"no transform {name!r}{nearest(str(name), TRANSFORMS)}")
     _check_keys(name, arguments, [field.name for field in fields(TRANSFORMS[name])])
     try:
         return TRANSFORMS[name](**arguments)
@@ -291,12 +290,7 @@ def _transform(table: Any) -> Transform:
 def _check_keys(where: str, table: Mapping[str, Any], valid: list[str]) -> None:
     for key, value in table.items():
         if key not in valid:
-            raise UserError(f"{where}: unknown key {key} = {value!r}{_nearest(key, valid)}")
-
-
-def _nearest(word: str, valid: Any) -> str:
-    close = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; valid are {', '.join(valid)}"
+            raise UserError(f"{where}: unknown key {key} = {value!r}{nearest(key, valid)}")
 
 
 def _plain(value: Any) -> Any:
