@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Policy": "fastcifar.augment",
+    "RandomErasing": "fastcifar.augment.erasing",
     "Recipe": "fastcifar.config",
     "ResidentLoader": "fastcifar.data.resident",
     "UserError": "fastcifar.errors",

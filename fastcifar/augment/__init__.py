@@ -1,10 +1,13 @@
-"""Augmentation: what to do (`policy`), the draws (`philox`) and the PyTorch reference (`reference`)."""
+"""Augmentation: what to do (`policy`), the draws (`philox`), PyTorch (`reference`, `batch`), Triton (`fused`, `erasing`)."""
 
+from fastcifar.augment.batch import IGNORE
 from fastcifar.augment.philox import Stream, epoch_order
 from fastcifar.augment.policy import (
     AlternatingFlip,
     ColorJitter,
+    CutMix,
     Cutout,
+    MixUp,
     Normalize,
     Policy,
     RandomCrop,
@@ -16,9 +19,12 @@ from fastcifar.augment.policy import (
 from fastcifar.augment.reference import augment
 
 __all__ = [
+    "IGNORE",
     "AlternatingFlip",
     "ColorJitter",
+    "CutMix",
     "Cutout",
+    "MixUp",
     "Normalize",
     "Policy",
     "RandomCrop",

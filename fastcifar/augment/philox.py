@@ -22,8 +22,8 @@ class Stream(IntEnum):
 
     Beside each, what its four words are for, in order; those left out are not used. `ERASING_ATTEMPT + k` is attempt k, 0
     to 9. `ERASING_NOISE` alone uses the fourth counter word: group `pixel * ceil(C / 4) + channel // 4` gives the normals
-    of four channels of a pixel. Numbers are part of what a seed means: new transforms take those left free (8 to 15, 27 to
-    31, 33 on), and none changes.
+    of four channels of a pixel. Numbers are part of what a seed means: new transforms take those left free (10 to 15, 27
+    to 31, 33 on), and none changes. The kernels compute the streams below 32 at once, one in each lane of a warp.
     """
 
     ORDER = 0  # sort key: high word, low word
@@ -34,6 +34,8 @@ class Stream(IntEnum):
     ROTATION = 5  # angle
     TRANSLATE = 6  # top, left
     CUTOUT = 7  # centre row, centre column
+    MIX = 8  # partner, two for the weight
+    MIX_BOX = 9  # centre row, centre column
     ERASING = 16  # whether
     ERASING_ATTEMPT = 17  # area, log ratio, top, left
     ERASING_NOISE = 32  # two pairs for the Box-Muller transform
@@ -43,7 +45,7 @@ Words = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def philox4x32(
-    seed: int,
+    seed: torch.Tensor | int,
     sample: torch.Tensor,
     epoch: torch.Tensor | int,
     stream: torch.Tensor | int,
@@ -52,7 +54,7 @@ def philox4x32(
     """Four random words for each counter (sample, epoch, stream, group).
 
     Args:
-        seed: the 64-bit key, its low half first.
+        seed: the 64-bit key, its low half first; an int or a () int64 tensor.
         sample: int64, any shape, on any device; the other three broadcast against it.
 
     Returns:

@@ -192,6 +192,39 @@ class Cutout(Transform):
         _check_integer(self, "size", 1)
 
 
+@dataclass(frozen=True)
+class _Mixing(Transform):
+    """Base of the transforms that mix an image and its label with those of a partner.
+
+    The partner is any sample of the data set, augmented by its own draws of the epoch, and both it and the weight, drawn
+    from Beta(alpha, alpha), are functions of (seed, epoch, sample) as all draws are: a batch mixes alike whatever its size.
+    """
+
+    alpha: float = 1.0
+    streams: ClassVar = (Stream.MIX, Stream.MIX_BOX)
+
+    def check(self) -> None:
+        if not _is_number(self.alpha) or self.alpha <= 0:
+            raise UserError(_complaint(self, "alpha", "must be above 0"))
+
+
+@dataclass(frozen=True)
+class MixUp(_Mixing):
+    """weight * image + (1 - weight) * partner.
+
+    Zhang et al., mixup: Beyond Empirical Risk Minimization, 2017 (https://arxiv.org/abs/1710.09412).
+    """
+
+
+@dataclass(frozen=True)
+class CutMix(_Mixing):
+    """A rectangle of 1 - weight of the area, centred on a random pixel and clipped, is the partner's.
+
+    The labels are mixed by the areas that show. Yun et al., CutMix: Regularization Strategy to Train Strong Classifiers with
+    Localizable Features, 2019 (https://arxiv.org/abs/1905.04899).
+    """
+
+
 TRANSFORMS: dict[str, type[Transform]] = {
     cls.__name__: cls
     for cls in (
@@ -204,6 +237,8 @@ TRANSFORMS: dict[str, type[Transform]] = {
         Normalize,
         RandomErasing,
         Cutout,
+        MixUp,
+        CutMix,
     )
 }
 
@@ -229,6 +264,8 @@ class Policy:
                 raise UserError(f"{name}: stands {names.count(name)} times in the policy; once is the most")
         if "ColorJitter" in names and "Normalize" in names[: names.index("ColorJitter")]:
             raise UserError("ColorJitter: stands after Normalize; it works on values in 0 .. 1, so put it before")
+        if any(isinstance(transform, _Mixing) for transform in self.transforms[:-1]):
+            raise UserError("MixUp and CutMix: mix whole images, so one of them at most, and last")
         if self.dtype not in DTYPES:
             raise UserError(f"dtype = {self.dtype!r}: must be one of {', '.join(DTYPES)}")
 
@@ -254,19 +291,31 @@ class Policy:
             "dtype": self.dtype,
         }
 
+    @property
+    def mixing(self) -> _Mixing | None:
+        """The transform that mixes two images, if there is one."""
+        return self.transforms[-1] if self.transforms and isinstance(self.transforms[-1], _Mixing) else None
+
+    @property
+    def per_image(self) -> tuple[Transform, ...]:
+        """The transforms of a single image: all but the mixing."""
+        return self.transforms[:-1] if self.mixing else self.transforms
+
     def evaluation(self) -> "Policy":
         """The policy for images that are scored: `Normalize` alone."""
         return Policy(tuple(t for t in self.transforms if isinstance(t, Normalize)), self.dtype)
 
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the images given, for images of `height` x `width` pixels.
+    def output_size(self, height: int, width: int, channels: int) -> tuple[int, int]:
+        """Height and width of the images given, for images of `height` x `width` pixels and `channels` channels.
 
         Raises:
-            UserError: a crop is larger than the padded image, or an image has too few pixels to reflect.
+            UserError: a crop is larger than the padded image, an image has too few pixels to reflect or channels that
+                cannot be jittered, or values are given for another number of channels.
         """
         for transform in self.transforms:
             if isinstance(transform, RandomCrop | Translate):
                 height, width = transform.output_size(height, width)
+            _check_channels(transform, channels)
         return height, width
 
     def streams(self) -> tuple[int, ...]:
@@ -301,6 +350,11 @@ def _channels(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
+def per_channel(value: float | tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """A number, or one for each channel, as one for each channel."""
+    return tuple(map(float, _channels(value))) * (1 if isinstance(value, tuple) and len(value) > 1 else channels)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -325,6 +379,15 @@ def _check_reflection(transform: RandomCrop | Translate, name: str, height: int,
     least = min(height, width)
     if transform.padding_mode == "reflect" and getattr(transform, name) >= least:
         raise UserError(_complaint(transform, name, f"must be at most {least - 1} to reflect images of {height} x {width}"))
+
+
+def _check_channels(transform: Transform, channels: int) -> None:
+    if isinstance(transform, ColorJitter) and channels not in (1, 3):
+        raise UserError(f"ColorJitter: images of {channels} channels: must be of 1 or 3")
+    for name in ("mean", "std", "value"):
+        value = getattr(transform, name, 0.0)
+        if isinstance(value, tuple) and len(value) not in (1, channels):
+            raise UserError(_complaint(transform, name, f"has {len(value)} values for images of {channels} channels"))
 
 
 def _check_probability(transform: RandomHorizontalFlip | RandomErasing) -> None:

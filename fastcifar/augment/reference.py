@@ -1,8 +1,8 @@
 """The augmentation in PyTorch, for a whole batch at once: the specification that every kernel is held to.
 
 Each transform is two functions. One draws: it turns words of the transform's stream (`philox.Stream` says which word is
-for what) into parameters, one set for each sample. The other applies given parameters, as torchvision would to each image
-alone; it may do so in place.
+for what) into parameters, one set for each sample, for the whole batch at once. The other applies given parameters, as
+torchvision would to each image alone; it may do so in place.
 
 Shapes: B images, C channels, H x W pixels in, h x w out. Images are planar (B, C, H, W) inside: uint8 until a transform
 needs float32, whose scale is 0 .. 1. Nothing here waits for the device, and no shape depends on the data.
@@ -14,15 +14,14 @@ show.
 
 import itertools
 import math
-from copy import copy
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from fastcifar.augment import policy as p
 from fastcifar.augment.philox import ERASING_ATTEMPTS, Stream, Words, below, normals, philox4x32, uniform
-from fastcifar.errors import UserError
 
 CPU_CHUNK = 128
 """Images at once on a CPU: few enough that freed memory is used again. Fresh pages took a third of the time of 2,048."""
@@ -40,7 +39,9 @@ class Draws:
         epoch: an int or a () int64 tensor.
     """
 
-    def __init__(self, seed: int, epoch: torch.Tensor | int, index: torch.Tensor, streams: tuple[int, ...]) -> None:
+    def __init__(
+        self, seed: torch.Tensor | int, epoch: torch.Tensor | int, index: torch.Tensor, streams: tuple[int, ...]
+    ) -> None:
         self.seed, self.epoch, self.index = seed, epoch, index
         self.column = {int(stream): column for column, stream in enumerate(streams)}
         table = _constant(tuple(self.column), torch.int64, index.device)
@@ -54,23 +55,13 @@ class Draws:
             return tuple(words[:, first] for words in self.table)
         return tuple(words[:, first : first + count] for words in self.table)
 
-    def split(self, size: int) -> list["Draws"]:
-        """The draws of every `size` samples."""
-        parts = []
-        for start in range(0, len(self.index), size):
-            part = copy(self)
-            part.index = self.index[start : start + size]
-            part.table = tuple(words[start : start + size] for words in self.table)
-            parts.append(part)
-        return parts
-
 
 def augment(
     images_NHWC: torch.Tensor,
     index: torch.Tensor,
     *,
     epoch: torch.Tensor | int,
-    seed: int,
+    seed: torch.Tensor | int,
     policy: p.Policy,
 ) -> torch.Tensor:
     """Apply `policy` to a batch.
@@ -79,7 +70,7 @@ def augment(
         images_NHWC: (B, H, W, C) uint8; C is 1 or 3 where the policy jitters colours, anything otherwise.
         index: (B,) int64, the samples' indices in the data set, which select their draws.
         epoch: which epoch's draws, an int or a () int64 tensor on the images' device.
-        seed: the run's 64-bit seed.
+        seed: the run's 64-bit seed, an int or a () int64 tensor.
 
     Returns:
         (B, C, h, w) in channels-last memory and the policy's dtype.
@@ -87,20 +78,22 @@ def augment(
     Raises:
         UserError: the policy does not fit images of this size or number of channels.
     """
-    policy.output_size(*images_NHWC.shape[1:3])  # raises where a crop does not fit
-    draws = Draws(seed, epoch, index, policy.streams())
-    if images_NHWC.device.type != "cpu" or len(index) <= CPU_CHUNK:
-        return _augment(images_NHWC, draws, policy)
-    chunks = zip(images_NHWC.split(CPU_CHUNK), draws.split(CPU_CHUNK), strict=True)
-    return torch.cat([_augment(images, part, policy) for images, part in chunks])
+    height, width, channels = images_NHWC.shape[1:]
+    size = policy.output_size(height, width, channels)
+    draws, steps, shape = Draws(seed, epoch, index, policy.streams()), [], (channels, height, width)
+    for transform in policy.per_image:
+        steps.append(DRAW[type(transform)](transform, draws, shape))
+        shape = (channels, *transform.output_size(*shape[1:])) if hasattr(transform, "output_size") else shape
 
-
-def _augment(images_NHWC: torch.Tensor, draws: Draws, policy: p.Policy) -> torch.Tensor:
-    images = images_NHWC.permute(0, 3, 1, 2).contiguous()
-    for transform in policy.transforms:
-        images = APPLY[type(transform)](images, transform, draws)
-    images = to_float(images).to(getattr(torch, policy.dtype))
-    return images.contiguous(memory_format=torch.channels_last)  # cast first: both at once took twice the time
+    out = torch.empty(len(index), channels, *size, dtype=getattr(torch, policy.dtype), device=images_NHWC.device)
+    out = out.contiguous(memory_format=torch.channels_last)
+    chunk = CPU_CHUNK if images_NHWC.device.type == "cpu" else len(index)
+    for rows in (slice(start, start + chunk) for start in range(0, len(index), chunk)):
+        images = images_NHWC[rows].permute(0, 3, 1, 2).contiguous()
+        for apply, *parameters in steps:
+            images = apply(images, *(values[rows] for values in parameters))
+        out[rows] = to_float(images).to(out.dtype)  # cast first: casting while the layout changes took twice the time
+    return out
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
@@ -133,19 +126,27 @@ def flip(images: torch.Tensor, flipped: torch.Tensor) -> torch.Tensor:
     return images.gather(3, columns[:, None, None].expand_as(images))
 
 
-def rotate(images: torch.Tensor, degrees: torch.Tensor) -> torch.Tensor:
-    """Rotate counter-clockwise about the centre by `degrees`, (B,), nearest neighbour, 0 outside.
+def rotation(degrees: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """The turns by `degrees`, (B,), counter-clockwise about the centre of images of `size` (H, W), for `rotate`.
 
-    As PIL does it, to the pixel: a pixel's centre (x + 1/2, y + 1/2) is turned back, and takes the pixel that it falls in.
-    The turn is computed in fixed point, so that every device finds the same pixel.
+    (B, 6) int32 in fixed point, so that every device finds the same pixel: a, b, c, d, e, f of column = a x + b y + c and
+    row = d x + e y + f, the place in an image with a black border of 1 that the pixel in column x and row y comes from.
     """
-    height, width = images.shape[2:]
+    height, width = size
     cos, sin = (function(torch.deg2rad(degrees.double())) for function in (torch.cos, torch.sin))
     right, down = (1 - width) / 2, (1 - height) / 2  # of the first pixel's centre from the image's
     first_column = cos * right - sin * down + (width / 2 + 1)  # in an image with a black border of 1
     first_row = sin * right + cos * down + (height / 2 + 1)
-    turn = torch.stack([cos, -sin, first_column, sin, cos, first_row])[:, :, None, None]
-    turn = torch.floor(turn * 2**FIXED_POINT + 0.5).int()
+    return torch.floor(torch.stack([cos, -sin, first_column, sin, cos, first_row], dim=1) * 2**FIXED_POINT + 0.5).int()
+
+
+def rotate(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Rotate by `turns` of `rotation`, nearest neighbour, 0 outside.
+
+    As PIL does it, to the pixel: a pixel's centre (x + 1/2, y + 1/2) is turned back, and takes the pixel that it falls in.
+    """
+    height, width = images.shape[2:]
+    turn = turns.T[:, :, None, None]
     x, y = (torch.arange(size, device=images.device, dtype=torch.int32) for size in (width, height))
     columns = (turn[0] * x + (turn[1] * y[:, None] + turn[2])) >> FIXED_POINT
     rows = (turn[3] * x + (turn[4] * y[:, None] + turn[5])) >> FIXED_POINT
@@ -197,12 +198,16 @@ def erase(images: torch.Tensor, boxes: torch.Tensor, value: torch.Tensor) -> tor
 
     `boxes`: (B, 4) int64: top, left, height, width, in part outside the image or not; 0 high or wide means none.
     """
-    top, left, tall, wide = boxes[:, :, None].unbind(1)
-    y, x = (torch.arange(size, device=images.device) for size in images.shape[2:])
-    rows = ((y >= top) & (y < top + tall)).float()[:, None, :, None]
-    columns = ((x >= left) & (x < left + wide)).float()[:, None, None, :]
     # A weight of 0 or 1 selects exactly one of the two; torch.where took ten times the time on a CPU.
-    return to_float(images).lerp_(value, rows * columns)
+    return to_float(images).lerp_(value, inside_boxes(boxes, images.shape).float())
+
+
+def inside_boxes(boxes: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Which pixels of images of `shape` (B, C, H, W) lie in `boxes`, as of `erase`: (B, 1, H, W) bool."""
+    top, left, tall, wide = boxes[:, :, None].unbind(1)
+    y, x = (torch.arange(size, device=boxes.device) for size in shape[2:])
+    rows, columns = (y >= top) & (y < top + tall), (x >= left) & (x < left + wide)
+    return (rows[:, :, None] & columns[:, None])[:, None]
 
 
 def erasing_boxes(words: Words, scale: tuple[float, float], ratio: tuple[float, float], size: tuple[int, int]) -> torch.Tensor:
@@ -232,63 +237,69 @@ def erasing_noise(draws: Draws, shape: torch.Size) -> torch.Tensor:
     return noise.view(count, height, width, groups * 4)[..., :channels].permute(0, 3, 1, 2)
 
 
-# Draws: words into parameters.
+# Draws: words into parameters. Each gives the function that applies them, and the parameters, (B, ...) each.
+
+Step = tuple[Any, ...]
+Shape = tuple[int, int, int]
+"""Channels, height and width of the images that a transform is given."""
 
 
-def _random_crop(images: torch.Tensor, transform: p.RandomCrop, draws: Draws) -> torch.Tensor:
-    padded = pad(images, transform.padding, transform.padding_mode)
-    return _crop_at_random(padded, (transform.size, transform.size), draws.words(Stream.CROP))
+def _random_crop(transform: p.RandomCrop, draws: Draws, shape: Shape) -> Step:
+    return _crop(draws.words(Stream.CROP), shape, (transform.size,) * 2, transform.padding, transform.padding_mode)
 
 
-def _translate(images: torch.Tensor, transform: p.Translate, draws: Draws) -> torch.Tensor:
-    padded = pad(images, transform.pixels, transform.padding_mode)
-    return _crop_at_random(padded, tuple(images.shape[2:]), draws.words(Stream.TRANSLATE))
+def _translate(transform: p.Translate, draws: Draws, shape: Shape) -> Step:
+    return _crop(draws.words(Stream.TRANSLATE), shape, shape[1:], transform.pixels, transform.padding_mode)
 
 
-def _crop_at_random(images: torch.Tensor, size: tuple[int, int], words: Words) -> torch.Tensor:
-    top, left = (below(word, have - need + 1) for word, have, need in zip(words, images.shape[2:], size, strict=False))
-    return crop(images, top, left, size)
+def _crop(words: Words, shape: Shape, size: tuple[int, int], padding: int, mode: str) -> Step:
+    top, left = (below(word, have + 2 * padding - need + 1) for word, have, need in zip(words, shape[1:], size, strict=False))
+    return lambda images, top, left: crop(pad(images, padding, mode), top, left, size), top, left
 
 
-def _random_flip(images: torch.Tensor, transform: p.RandomHorizontalFlip, draws: Draws) -> torch.Tensor:
-    return flip(images, uniform(draws.words(Stream.FLIP)[0]) < transform.p)
+def _random_flip(transform: p.RandomHorizontalFlip, draws: Draws, shape: Shape) -> Step:
+    return flip, uniform(draws.words(Stream.FLIP)[0]) < transform.p
 
 
-def _alternating_flip(images: torch.Tensor, transform: p.AlternatingFlip, draws: Draws) -> torch.Tensor:
+def _alternating_flip(transform: p.AlternatingFlip, draws: Draws, shape: Shape) -> Step:
     coin = draws.words(Stream.ALTERNATING_FLIP)[0] >> 31
-    return flip(images, (coin + draws.epoch) % 2 == 1)
+    return flip, (coin + draws.epoch) % 2 == 1
 
 
-def _color_jitter(images: torch.Tensor, transform: p.ColorJitter, draws: Draws) -> torch.Tensor:
-    if images.shape[1] not in (1, 3):
-        raise UserError(f"ColorJitter: images of {images.shape[1]} channels: must be of 1 or 3")
+def _color_jitter(transform: p.ColorJitter, draws: Draws, shape: Shape) -> Step:
     *factor_words, order_word = draws.words(Stream.JITTER)
     factors = [_between(word, *bounds) for word, bounds in zip(factor_words, transform.bounds(), strict=True)]
-    return jitter(images, torch.stack(factors, dim=1).float(), below(order_word, len(JITTER_ORDERS)))
+    return jitter, torch.stack(factors, dim=1).float(), below(order_word, len(JITTER_ORDERS))
 
 
-def _random_rotation(images: torch.Tensor, transform: p.RandomRotation, draws: Draws) -> torch.Tensor:
-    return rotate(images, _between(draws.words(Stream.ROTATION)[0], *transform.bounds()))
+def _random_rotation(transform: p.RandomRotation, draws: Draws, shape: Shape) -> Step:
+    return rotate, rotation(_between(draws.words(Stream.ROTATION)[0], *transform.bounds()), shape[1:])
 
 
-def _normalize(images: torch.Tensor, transform: p.Normalize, draws: Draws) -> torch.Tensor:
-    return normalize(images, _per_channel(transform, "mean", images), _per_channel(transform, "std", images))
+def _normalize(transform: p.Normalize, draws: Draws, shape: Shape) -> Step:
+    mean, std = (_per_channel(value, shape, draws) for value in (transform.mean, transform.std))
+    return (lambda images: normalize(images, mean, std),)
 
 
-def _random_erasing(images: torch.Tensor, transform: p.RandomErasing, draws: Draws) -> torch.Tensor:
-    attempts = draws.words(Stream.ERASING_ATTEMPT, ERASING_ATTEMPTS)
-    boxes = erasing_boxes(attempts, transform.scale, transform.ratio, tuple(images.shape[2:]))
+def _random_erasing(transform: p.RandomErasing, draws: Draws, shape: Shape) -> Step:
+    boxes = erasing_boxes(draws.words(Stream.ERASING_ATTEMPT, ERASING_ATTEMPTS), transform.scale, transform.ratio, shape[1:])
     boxes = boxes * (uniform(draws.words(Stream.ERASING)[0]) < transform.p)[:, None]
-    if transform.value == "random":
-        return erase(images, boxes, erasing_noise(draws, images.shape))
-    return erase(images, boxes, _per_channel(transform, "value", images)[:, None, None])
+    if transform.value != "random":
+        value = _per_channel(transform.value, shape, draws)[:, None, None]
+        return lambda images, boxes: erase(images, boxes, value), boxes
+
+    def erase_by_noise(images: torch.Tensor, boxes: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return erase(images, boxes, erasing_noise(Draws(draws.seed, draws.epoch, index, ()), images.shape))
+
+    return erase_by_noise, boxes, draws.index
 
 
-def _cutout(images: torch.Tensor, transform: p.Cutout, draws: Draws) -> torch.Tensor:
+def _cutout(transform: p.Cutout, draws: Draws, shape: Shape) -> Step:
     row, column, _, _ = draws.words(Stream.CUTOUT)
-    top, left = (below(word, size) - transform.size // 2 for word, size in zip((row, column), images.shape[2:], strict=True))
+    top, left = (below(word, size) - transform.size // 2 for word, size in zip((row, column), shape[1:], strict=True))
     side = torch.full_like(top, transform.size)
-    return erase(images, torch.stack([top, left, side, side], dim=1), torch.zeros((), device=images.device))
+    black = _per_channel(0.0, shape, draws)[:, None, None]
+    return lambda images, boxes: erase(images, boxes, black), torch.stack([top, left, side, side], dim=1)
 
 
 def _pixels(images: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
@@ -303,14 +314,8 @@ def _between(word: torch.Tensor, low: float, high: float) -> torch.Tensor:
     return low + (high - low) * uniform(word).double()
 
 
-def _per_channel(transform: p.Transform, name: str, images: torch.Tensor) -> torch.Tensor:
-    value, channels = getattr(transform, name), images.shape[1]
-    values = value if isinstance(value, tuple) else (value,)
-    if len(values) not in (1, channels):
-        raise UserError(
-            f"{type(transform).__name__}: {name} = {list(values)}: has {len(values)} values for images of {channels} channels"
-        )
-    return _constant(values, torch.float32, images.device)
+def _per_channel(value: float | tuple[float, ...], shape: Shape, draws: Draws) -> torch.Tensor:
+    return _constant(p.per_channel(value, shape[0]), torch.float32, draws.index.device)
 
 
 @cache
@@ -325,7 +330,7 @@ def _reflected(size: int, pixels: int, device: torch.device) -> torch.Tensor:
     return (size - 1) - ((size - 1) - inside).abs()
 
 
-APPLY = {
+DRAW = {
     p.RandomCrop: _random_crop,
     p.Translate: _translate,
     p.RandomHorizontalFlip: _random_flip,

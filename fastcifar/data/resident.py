@@ -6,14 +6,11 @@ Shapes: N images in the split, B images a batch, H x W pixels, C channels.
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 
-from fastcifar.augment import Policy, augment, epoch_order
+from fastcifar.augment import Policy, epoch_order
+from fastcifar.augment.backend import batch_loader, choose_augment
 from fastcifar.data.dataset import Split
 from fastcifar.errors import UserError
-
-IGNORE = -100
-"""Label of an image that only pads a batch; `torch.nn.functional.cross_entropy` ignores it by default."""
 
 
 class ResidentLoader:
@@ -22,7 +19,8 @@ class ResidentLoader:
     Iterating yields `(images, labels)`: images `(B, C, H, W)` in channels-last memory and the policy's dtype, labels
     `(B,)` int64, both on the device. With `shuffle` it serves training: the order of epoch e is a function of
     (seed, e) alone and the last partial batch is dropped. Without, it serves evaluation: the stored order, and the last
-    batch is padded to B images with labels `IGNORE`.
+    batch is padded to B images with labels `IGNORE`. A policy that mixes images gives probabilities (B, K) float32 instead
+    of labels.
 
     Args:
         split: images (N, H, W, C) uint8 and labels (N,) int64.
@@ -31,6 +29,10 @@ class ResidentLoader:
         seed: 64-bit seed of the order and of every augmentation draw.
         device: where the split lives.
         shuffle: training (True) or evaluation (False).
+        num_classes: K; by default one more than the largest label.
+
+    Attributes:
+        augment: "fused" (the Triton kernel, on CUDA) or "reference" (PyTorch), and `augment_reason` why.
 
     Raises:
         UserError: training with a batch larger than the split.
@@ -45,10 +47,15 @@ class ResidentLoader:
         seed: int = 0,
         device: torch.device | str = "cpu",
         shuffle: bool = True,
+        num_classes: int | None = None,
     ) -> None:
         self.images = torch.from_numpy(split.images).to(device)
         self.labels = torch.from_numpy(split.labels).to(device)
         self.policy, self.batch_size, self.seed, self.shuffle = policy, batch_size, seed, shuffle
+        self.num_classes = num_classes or int(split.labels.max()) + 1
+        self.state = torch.tensor([seed, 0, 0], device=device)  # seed, epoch, step: read on the device
+        self.augment, self.augment_reason = choose_augment(self.labels.device)
+        self._load_batch = batch_loader(self.augment)
         if shuffle and batch_size > len(self.labels):
             raise UserError(
                 f"train.batch_size = {batch_size}: larger than the split of {len(self.labels)} images; choose a smaller one"
@@ -63,6 +70,7 @@ class ResidentLoader:
     def set_epoch(self, epoch: int) -> None:
         """Select the epoch, which decides the order (when shuffling) and the draws."""
         self.epoch = epoch
+        self.state[1].fill_(epoch)
         if self.shuffle:
             self.order = epoch_order(self.seed, epoch, len(self.labels), self.labels.device)
         else:
@@ -70,13 +78,16 @@ class ResidentLoader:
 
     def batch(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Batch number `position` of the selected epoch, 0 to `len(self) - 1`."""
-        index = self.order[position * self.batch_size : (position + 1) * self.batch_size]
-        labels = self.labels[index]
-        missing = self.batch_size - len(index)
-        if missing:
-            index, labels = F.pad(index, (0, missing)), F.pad(labels, (0, missing), value=IGNORE)
-        images = augment(self.images[index], index, epoch=self.epoch, seed=self.seed, policy=self.policy)
-        return images, labels
+        self.state[2].fill_(position)
+        return self._load_batch(
+            self.images,
+            self.labels,
+            self.order,
+            self.state,
+            batch_size=self.batch_size,
+            policy=self.policy,
+            num_classes=self.num_classes,
+        )
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         return (self.batch(position) for position in range(len(self)))

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastcifar.augment import IGNORE
 from fastcifar.config import Recipe
 from fastcifar.data.dataset import Dataset, Split
-from fastcifar.data.resident import IGNORE, ResidentLoader
+from fastcifar.data.resident import ResidentLoader
 from fastcifar.engine.checkpoint import load_checkpoint, restore_model
 from fastcifar.engine.precision import autocast
 from fastcifar.errors import UserError

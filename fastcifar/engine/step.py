@@ -89,14 +89,18 @@ class EagerStep:
 def forward_loss(
     model: nn.Module, device: torch.device, recipe: Recipe
 ) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """A function of (images, labels) that gives the mean cross entropy (float32) and the number predicted correctly."""
+    """A function of (images, labels) that gives the mean cross entropy (float32) and the number predicted correctly.
+
+    Labels are (B,) int64, or probabilities (B, K), of which the likeliest class counts as the correct one.
+    """
     smoothing, precision = recipe.train.label_smoothing, recipe.train.precision
 
     def forward(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with autocast(device, precision):
             logits = model(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
-        return loss, (logits.argmax(1) == labels).sum()
+        classes = labels if labels.dim() == 1 else labels.argmax(1)
+        return loss, (logits.argmax(1) == classes).sum()
 
     return forward
 

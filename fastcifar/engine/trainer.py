@@ -97,7 +97,12 @@ class Trainer:
         self.model = build_model(recipe.model).to(device, memory_format=torch.channels_last)
         self.optimizer = build_optimizer(self.model, recipe.optimizer)
         self.loader = ResidentLoader(
-            dataset.train, recipe.augment, batch_size=recipe.train.batch_size, seed=recipe.train.seed, device=device
+            dataset.train,
+            recipe.augment,
+            batch_size=recipe.train.batch_size,
+            seed=recipe.train.seed,
+            device=device,
+            num_classes=recipe.model.num_classes,
         )
         self.val_loader = evaluation_loader(dataset.val, recipe, device)
         self.backend, self.why = steps.choose_backend(backend, device)
@@ -147,7 +152,7 @@ class Trainer:
         self._describe()
         self.reporter.line(
             f"{self.run.root}: {self.recipe.name} on {self.dataset.manifest.name}, {self.device}, "
-            f"{self.backend} step ({self.why})"
+            f"{self.backend} step ({self.why}), {self.loader.augment} augmentation ({self.loader.augment_reason})"
         )
         if self.recipe.train.precision == "bf16" and not has_bf16(self.device):
             self.reporter.line(f"{self.device} has no bf16 arithmetic: --set train.precision=fp32 will be faster")
@@ -168,7 +173,8 @@ class Trainer:
             "dataset_sha256": self.dataset.manifest.sha256,
             "step": self.backend,
             "step_reason": self.why,
-            "augment": "reference",
+            "augment": self.loader.augment,
+            "augment_reason": self.loader.augment_reason,
         }
         write_text(self.run.recipe, dump_recipe(self.recipe))
         write_json(self.run.environment, described)

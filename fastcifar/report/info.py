@@ -25,7 +25,7 @@ def describe(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     counts no memory traffic and no validation.
     """
     chosen = choose_device(device)
-    size = recipe.augment.output_size(IMAGE_SIZE, IMAGE_SIZE)
+    size = recipe.augment.output_size(IMAGE_SIZE, IMAGE_SIZE, recipe.model.in_channels)
     with torch.random.fork_rng(devices=[]):
         summary = summarize(build_model(recipe.model), (recipe.model.in_channels, *size))
     ceilings = measure_ceilings(chosen, DTYPES[recipe.train.precision])

@@ -48,8 +48,8 @@ def test_evaluation_keeps_normalisation_and_dtype_alone():
 
 
 def test_the_output_has_the_crops_size():
-    assert Policy.from_config(CONFIG).output_size(32, 40) == (28, 28)
-    assert Policy().output_size(32, 40) == (32, 40)
+    assert Policy.from_config(CONFIG).output_size(32, 40, 3) == (28, 28)
+    assert Policy().output_size(32, 40, 3) == (32, 40)
 
 
 def test_jitter_bounds_are_torchvisions():

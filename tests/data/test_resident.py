@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastcifar.augment import Normalize, Policy, RandomCrop, RandomHorizontalFlip
+from fastcifar.augment import IGNORE, MixUp, Normalize, Policy, RandomCrop, RandomHorizontalFlip
 from fastcifar.data.dataset import Split
-from fastcifar.data.resident import IGNORE, ResidentLoader
+from fastcifar.data.resident import ResidentLoader
 from fastcifar.errors import UserError
 
 POLICY = Policy((RandomCrop(8, padding=2), RandomHorizontalFlip(), Normalize(0.5, 0.5)), dtype="float32")
@@ -74,3 +74,10 @@ def test_a_batch_larger_than_the_split_is_refused(split):
 def test_a_batch_larger_than_the_split_is_padded_in_evaluation(split):
     _, labels = epoch_of(ResidentLoader(split, POLICY.evaluation(), batch_size=64, shuffle=False), 0)
     assert (labels != IGNORE).sum() == 50
+
+
+def test_a_policy_that_mixes_gives_probabilities_of_all_classes(split):
+    policy = Policy((*POLICY.transforms, MixUp(1.0)), dtype="float32")
+    _, targets = next(iter(ResidentLoader(split, policy, batch_size=16, num_classes=60)))
+    assert targets.shape == (16, 60)
+    torch.testing.assert_close(targets.sum(1), torch.ones(16))

@@ -1,0 +1,52 @@
+"""Which implementation makes the batches: the Triton kernel or the PyTorch reference."""
+
+import importlib.util
+import os
+from collections.abc import Callable
+
+import torch
+
+from fastcifar.augment import batch
+from fastcifar.errors import UserError
+
+VARIABLE = "FASTCIFAR_AUGMENT"
+
+LoadBatch = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+"""A function with the arguments and results of `fastcifar.augment.batch.load_batch`."""
+
+
+def choose_augment(device: torch.device) -> tuple[str, str]:
+    """("fused" or "reference", reason): the kernel on CUDA, the reference elsewhere, or as $FASTCIFAR_AUGMENT says.
+
+    Raises:
+        UserError: the variable asks for what is not to be had.
+    """
+    asked = os.environ.get(VARIABLE) or "auto"
+    if asked not in ("auto", "fused", "reference"):
+        raise UserError(f"{VARIABLE}={asked}: must be fused or reference, or not set")
+    missing = _missing(device)
+    if asked == "fused" and missing:
+        raise UserError(f"{VARIABLE}=fused: {missing}")
+    if asked != "auto":
+        return asked, f"{VARIABLE} says so"
+    if device.type == "cuda" and not missing:
+        return "fused", "the fastest on CUDA"
+    return "reference", missing or "Triton interprets, slowly"
+
+
+def _missing(device: torch.device) -> str:
+    """What the kernels lack to run on `device`; "" where nothing is."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "Triton kernels need CUDA"
+    return ""
+
+
+def batch_loader(name: str) -> LoadBatch:
+    """The `load_batch` of "fused" or "reference"."""
+    if name == "reference":
+        return batch.load_batch
+    from fastcifar.augment import fused  # here: a machine without Triton never comes to this line
+
+    return fused.load_batch

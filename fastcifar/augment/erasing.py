@@ -1,0 +1,435 @@
+"""Random erasing on its own: a module in place of torchvision's, one Triton kernel, and its PyTorch twin.
+
+    from fastcifar.augment.erasing import RandomErasing
+
+    erase = RandomErasing(p=0.5, scale=(0.02, 0.2), mean=0.5, std=0.5)
+    images = erase(images)  # (B, 3, 32, 32) uint8 -> normalised, erased, bfloat16
+
+The rule is torchvision's, for each image of a batch: with probability p, up to ten attempts at an area uniform in `scale` and
+a ratio height / width log-uniform in `ratio`; the first box smaller than the image is overwritten (`reference.erasing_boxes`).
+Zhong et al., Random Erasing Data Augmentation, 2017 (https://arxiv.org/abs/1708.04896).
+
+Box k of an image is drawn from Philox with the module's seed and the counter (position in the batch, call, stream, k).
+
+Shapes: images (B, C, H, W). The kernel sees a contiguous batch as B * C planes of H rows of W elements, and one in
+channels-last memory as B planes of H rows of W * C elements.
+"""
+
+import math
+from collections.abc import Sequence
+from numbers import Number
+
+import torch
+import triton
+import triton.language as tl
+
+from fastcifar.augment import philox, policy
+from fastcifar.augment.kernels import ERASING_NOISE, draw_words, erasing_box, normals
+from fastcifar.augment.philox import MASK, Stream, philox4x32
+from fastcifar.augment.reference import erasing_boxes, to_float
+
+DTYPES = torch.float32, torch.float16, torch.bfloat16
+
+TILE = 1024
+"""Elements copied at once by one warp: enough loads in flight to hide the memory's latency."""
+BAND = 8192
+"""Elements of an image that one warp copies, at least; larger images are shared by several warps."""
+FILL_ROWS, FILL_COLUMNS = tl.constexpr(8), tl.constexpr(16)
+"""Pixels of a box that are filled at once; the boxes of 32 x 32 images are mostly smaller than two such tiles."""
+
+
+@triton.jit
+def _of_channel(VALUES: tl.constexpr, channel):
+    """VALUES[channel], float32 of the channel's shape; one value stands for all channels."""
+    value = tl.zeros_like(channel).to(tl.float32) + VALUES[0]
+    for c in tl.static_range(1, len(VALUES)):
+        value = tl.where(channel == c, VALUES[c], value)
+    return value
+
+
+@triton.jit
+def _copy(
+    images_ptr, out_ptr, sample, top_row, end_row, boxes, COUNT: tl.constexpr, VALUE: tl.constexpr, NOISE: tl.constexpr,
+    NORMALIZE: tl.constexpr, UNIT: tl.constexpr, MEAN: tl.constexpr, INVERSE_STD: tl.constexpr,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PLANES: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """A band of a dense image, in memory order: normalised, cast, and a constant selected inside of the boxes."""
+    INTERLEAVED: tl.constexpr = C // PLANES
+    WIDTH: tl.constexpr = W * INTERLEAVED
+    rows, columns = tl.arange(0, BLOCK_ROWS)[:, None], tl.arange(0, BLOCK_COLUMNS)[None, :]
+    for plane in range(PLANES):
+        first_row = (sample.to(tl.int64) * PLANES + plane) * H
+        for row in range(top_row, end_row, BLOCK_ROWS):
+            for column in range(0, WIDTH, BLOCK_COLUMNS):
+                y, x = row + rows, (column + columns) // INTERLEAVED
+                channel = (column + columns) % C if PLANES == 1 else tl.zeros_like(columns) + plane
+                offsets = ((first_row + row) * WIDTH + column) + (rows * WIDTH + columns)
+                mask = (y < H) & (column + columns < WIDTH)
+                pixels = tl.load(images_ptr + offsets, mask)
+                if NORMALIZE:
+                    pixels = pixels.to(tl.float32) * UNIT - _of_channel(MEAN, channel)
+                    pixels = pixels * _of_channel(INVERSE_STD, channel)
+                pixels = pixels.to(out_ptr.dtype.element_ty)
+                if not NOISE:
+                    value = _of_channel(VALUE, channel).to(pixels.dtype)
+                    for k in tl.static_range(COUNT):
+                        top, left, tall, wide = boxes[k]
+                        inside = ((y >= top) & (y < top + tall)) & ((x >= left) & (x < left + wide))
+                        pixels = tl.where(inside, value, pixels)
+                tl.store(out_ptr + offsets, pixels, mask)
+
+
+@triton.jit
+def _fill(
+    out_ptr, channel_stride, row_stride, column_stride, sample, seed, call, top, left, bottom, right,
+    VALUE: tl.constexpr, NOISE: tl.constexpr, C: tl.constexpr, W: tl.constexpr,
+):  # fmt: skip
+    """Rows `top` to `bottom` and columns `left` to `right`, without the last, of the image at `out_ptr`."""
+    GROUPS: tl.constexpr = (C + 3) // 4
+    rows, columns = tl.arange(0, FILL_ROWS)[:, None], tl.arange(0, FILL_COLUMNS)[None, :]
+    for row in range(top, bottom, FILL_ROWS):
+        for column in range(left, right, FILL_COLUMNS):
+            y, x = row + rows, column + columns
+            mask = (y < bottom) & (x < right)
+            pixel_ptr = out_ptr + (y.to(tl.int64) * row_stride + x.to(tl.int64) * column_stride)
+            for group in range(GROUPS):
+                if NOISE:
+                    number = (y * W + x) * GROUPS + group
+                    zero = tl.zeros_like(number)
+                    words = tl.philox(seed, zero + sample, zero + call.to(tl.int32), zero + ERASING_NOISE, number)
+                    noise = normals(words[0], words[1], words[2], words[3])
+                for j in tl.static_range(4):
+                    channel = group * 4 + j
+                    if channel < C:
+                        value = noise[j] if NOISE else _of_channel(VALUE, tl.zeros_like(mask.to(tl.int32)) + channel)
+                        value = value.to(out_ptr.dtype.element_ty)
+                        tl.store(pixel_ptr + tl.cast(channel, tl.int64) * channel_stride, value, mask)
+
+
+@triton.jit
+def _erasing_kernel(
+    images_ptr, out_ptr, state_ptr, sample_stride, channel_stride, row_stride, column_stride,
+    P: tl.constexpr, AREA_LOW: tl.constexpr, AREA_HIGH: tl.constexpr, LOG_LOW: tl.constexpr, LOG_HIGH: tl.constexpr,
+    COUNT: tl.constexpr, VALUE: tl.constexpr, NOISE: tl.constexpr, COPY: tl.constexpr,
+    NORMALIZE: tl.constexpr, UNIT: tl.constexpr, MEAN: tl.constexpr, INVERSE_STD: tl.constexpr,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PLANES: tl.constexpr,
+    BAND_ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """One warp for each band of rows of each image: copies it (COPY), then erases its part of the boxes.
+
+    A copy of dense images selects a constant in passing. Noise, and everything in place, is written to the boxes alone, by
+    the strides of `out_ptr`.
+    """
+    sample, top_row = tl.program_id(0), tl.program_id(1) * BAND_ROWS
+    end_row = tl.minimum(top_row + BAND_ROWS, H)
+    seed, call = tl.load(state_ptr), tl.load(state_ptr + 1)
+    boxes = ()
+    for k in tl.static_range(COUNT):
+        lane, words = draw_words(seed, sample, call, k)
+        boxes = boxes + (erasing_box(lane, words, P, AREA_LOW, AREA_HIGH, LOG_LOW, LOG_HIGH, H, W),)  # noqa: RUF005
+    if COPY:
+        _copy(
+            images_ptr, out_ptr, sample, top_row, end_row, boxes, COUNT, VALUE, NOISE, NORMALIZE, UNIT, MEAN, INVERSE_STD,
+            C, H, W, PLANES, BLOCK_ROWS, BLOCK_COLUMNS,
+        )  # fmt: skip
+    if NOISE or not COPY:
+        if COPY:
+            tl.debug_barrier()  # a thread overwrites pixels that others have copied
+        image_ptr = out_ptr + sample.to(tl.int64) * sample_stride
+        for k in tl.static_range(COUNT):
+            top, left, tall, wide = boxes[k]
+            first, last = tl.maximum(top, top_row), tl.minimum(top + tall, end_row)
+            _fill(
+                image_ptr, channel_stride, row_stride, column_stride, sample, seed, call,
+                first, left, last, left + wide, VALUE, NOISE, C, W,
+            )  # fmt: skip
+
+
+def launch(
+    images: torch.Tensor,
+    out: torch.Tensor,
+    state: torch.Tensor,
+    p: float,
+    scale: Sequence[float],
+    ratio: Sequence[float],
+    value: Sequence[float],
+    count: int,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> None:
+    """Normalise and erase `images` into `out` by the kernel; in place where the two are one tensor.
+
+    Args:
+        images: (B, C, H, W) uint8, float32, float16 or bfloat16; contiguous or channels-last, or else it is `out`.
+        out: (B, C, H, W) float32, float16 or bfloat16, in the memory order of `images`.
+        state: (2,) int64 on the device: seed, call.
+        value: one number or one for each channel; empty for standard normal noise.
+        count: boxes in an image.
+        mean, std: one number or one for each channel; empty for no normalisation. uint8 is divided by 255 before.
+    """
+    batch, channels, height, width = images.shape
+    if not images.numel():
+        return
+    planes = channels if out.is_contiguous() else 1
+    row = width * channels // planes
+    widest = row & -row  # the largest power of two that divides a row: blocks of that width waste no lane
+    block_columns = min(widest, TILE) if widest >= 16 else min(triton.next_power_of_2(row), 32)
+    block_rows = min(triton.next_power_of_2(height), TILE // block_columns)
+    band_rows = block_rows * max(1, BAND // (block_rows * row * planes))
+    with torch.cuda.device_of(images):  # Triton launches on the current device
+        _erasing_kernel[(batch, triton.cdiv(height, band_rows))](
+            images, out, state, *out.stride(),
+            P=p, AREA_LOW=scale[0], AREA_HIGH=scale[1], LOG_LOW=math.log(ratio[0]), LOG_HIGH=math.log(ratio[1]),
+            COUNT=count, VALUE=tuple(value) or (0.0,), NOISE=not value,
+            COPY=images is not out, NORMALIZE=bool(mean), UNIT=1 / 255 if images.dtype == torch.uint8 else 1.0,
+            MEAN=tuple(mean) or (0.0,), INVERSE_STD=tuple(1 / s for s in std) or (1.0,),
+            C=channels, H=height, W=width, PLANES=planes,
+            BAND_ROWS=band_rows, BLOCK_ROWS=block_rows, BLOCK_COLUMNS=block_columns,
+            num_warps=1, enable_fp_fusion=False,  # fused, a side could round to another pixel than the twin's
+        )  # fmt: skip
+
+
+def twin(
+    images: torch.Tensor,
+    out: torch.Tensor,
+    state: torch.Tensor,
+    p: float,
+    scale: Sequence[float],
+    ratio: Sequence[float],
+    value: Sequence[float],
+    count: int,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> None:
+    """What `launch` does, in PyTorch; images of any strides. It waits for the device."""
+    if images is not out:
+        pixels = images
+        if mean:
+            mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std))
+            pixels = (to_float(images).float() - mean) / std
+        out.copy_(pixels)
+    seed, call = state.tolist()
+    call &= MASK
+    boxes = draw_boxes(seed, call, images.shape, p, scale, ratio, count, images.device)
+    sample, y, x = _inside(boxes, images.shape).nonzero(as_tuple=True)
+    if value:
+        fill = torch.tensor(value, device=images.device)
+    else:
+        channels, width = images.shape[1], images.shape[3]
+        groups = math.ceil(channels / 4)
+        group = (y * width + x)[:, None] * groups + torch.arange(groups, device=images.device)
+        words = philox4x32(seed, sample[:, None], call, int(Stream.ERASING_NOISE), group)
+        fill = philox.normals(words).flatten(1)[:, :channels]
+    out[sample, :, y, x] = fill.to(out.dtype)
+
+
+def draw_boxes(
+    seed: int,
+    call: int,
+    shape: torch.Size,
+    p: float,
+    scale: Sequence[float],
+    ratio: Sequence[float],
+    count: int,
+    device: torch.device | str = "cpu",
+) -> torch.Tensor:
+    """The boxes of a batch of `shape` (B, C, H, W): (B, count, 4) int64, top, left, height, width; 0 high where none."""
+    index, box = torch.arange(shape[0], device=device)[:, None, None], torch.arange(count, device=device)[:, None]
+    streams = torch.tensor(policy.RandomErasing.streams, device=device)
+    whether, *_ = words = philox4x32(seed, index, call, streams, box)  # (B, count, 1 + attempts)
+    boxes = erasing_boxes([word[..., 1:].flatten(0, 1) for word in words], scale, ratio, tuple(shape[2:]))
+    return boxes.view(-1, count, 4) * (philox.uniform(whether[..., :1]) < p)
+
+
+def _inside(boxes: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """(B, H, W) bool: the pixels in any of an image's boxes."""
+    top, left, tall, wide = boxes[..., None].unbind(2)
+    y, x = (torch.arange(size, device=boxes.device) for size in shape[2:])
+    rows, columns = (y >= top) & (y < top + tall), (x >= left) & (x < left + wide)
+    return (rows[..., None] & columns[:, :, None]).any(1)
+
+
+def _erase(images: torch.Tensor, out: torch.Tensor, state: torch.Tensor, *parameters) -> None:
+    if images.is_cuda:
+        return launch(images, out, state, *parameters)
+    worker = torch.utils.data.get_worker_info()
+    if worker is not None:  # each worker of a DataLoader holds a copy of the module; torch gives each another seed every epoch
+        state = state ^ torch.tensor([worker.seed & MASK, 0])
+    return twin(images, out, state, *parameters)
+
+
+def _memory_format(images: torch.Tensor) -> torch.memory_format:
+    """Channels-last for images that are only that, contiguous for all others."""
+    last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+@torch.library.custom_op("fastcifar::random_erasing", mutates_args=())
+def _random_erasing(
+    images: torch.Tensor,
+    state: torch.Tensor,
+    p: float,
+    scale: Sequence[float],
+    ratio: Sequence[float],
+    value: Sequence[float],
+    count: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    layout = _memory_format(images)
+    out = torch.empty_like(images, dtype=dtype, memory_format=layout)
+    _erase(images.contiguous(memory_format=layout), out, state, p, scale, ratio, value, count, mean, std)
+    return out
+
+
+@_random_erasing.register_fake
+def _(images, state, p, scale, ratio, value, count, mean, std, dtype):
+    return torch.empty_like(images, dtype=dtype, memory_format=_memory_format(images))
+
+
+@torch.library.custom_op("fastcifar::random_erasing_", mutates_args=("images",))
+def _random_erasing_(
+    images: torch.Tensor,
+    state: torch.Tensor,
+    p: float,
+    scale: Sequence[float],
+    ratio: Sequence[float],
+    value: Sequence[float],
+    count: int,
+) -> None:
+    _erase(images, images, state, p, scale, ratio, value, count)
+
+
+class RandomErasing(torch.nn.Module):
+    """torchvision's RandomErasing for a whole batch, each image with its own draws, in training and evaluation alike.
+
+    Its seed and the number of calls are a buffer, which moves to the device of the images, so that nothing waits for the
+    device and a captured CUDA graph draws anew at every replay (call it once before the capture). The buffer is persistent:
+    a resumed run goes on where it stopped. Gradients do not pass.
+
+    Args:
+        p: probability that a box is drawn.
+        scale: bounds of a box's area as a share of the image's, within 0 .. 1.
+        ratio: bounds of a box's height / width, above 0.
+        value: a number, one for each channel, or "random" for standard normal noise in every pixel and channel; it is not
+            normalised.
+        inplace: write to the images given, and only to what is erased.
+        count: boxes in an image, each drawn with probability p.
+        mean, std: a number or one for each channel: images become (x - mean) / std before, x in 0 .. 1 where they are uint8.
+        dtype: of what is returned: float32, float16 or bfloat16. Default: the images', or bfloat16 where they are uint8.
+        seed: any integer of 64 bits. Default: drawn from torch's global generator.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of its bounds, or `inplace` with another option that must make a copy.
+    """
+
+    def __init__(
+        self,
+        p: float = 0.5,
+        scale: Sequence[float] = (0.02, 0.33),
+        ratio: Sequence[float] = (0.3, 3.3),
+        value: float | Sequence[float] | str = 0,
+        inplace: bool = False,
+        count: int = 1,
+        *,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
+        dtype: torch.dtype | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.p, self.scale, self.ratio, self.value, self.inplace, self.count = p, scale, ratio, value, inplace, count
+        self.mean, self.std, self.dtype = mean, std, dtype
+        _check(self)
+        seed = torch.randint(2**63 - 1, ()).item() if seed is None else (seed + 2**63) % 2**64 - 2**63
+        self.register_buffer("state", torch.tensor([seed, 0]))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Erase.
+
+        Args:
+            images: (B, C, H, W), or (C, H, W) for one image; float32, float16 or bfloat16, or uint8 where the module
+                normalises; contiguous, channels-last or, more slowly, of any strides.
+
+        Returns:
+            The same shape; contiguous or channels-last as the images; the images themselves with `inplace`.
+
+        Raises:
+            TypeError: no tensor, or one of another dtype.
+            ValueError: another shape, or a number of channels that `value`, `mean` or `std` does not fit.
+        """
+        value, mean, std = (_numbers(v) for v in (self.value, self.mean, self.std))
+        _check_images(images, value=value, mean=mean, std=std)
+        if self.state.device != images.device:
+            self.state = self.state.to(images.device)
+        batch = images if images.ndim == 4 else images[None]
+        parameters = (float(self.p), [float(x) for x in self.scale], [float(x) for x in self.ratio], value, self.count)
+        if self.inplace:
+            _random_erasing_(batch, self.state, *parameters)
+        else:
+            dtype = self.dtype or (torch.bfloat16 if images.dtype == torch.uint8 else images.dtype)
+            batch = _random_erasing(batch, self.state, *parameters, mean, std, dtype)
+        self.state[1] += 1
+        return images if self.inplace else batch.view_as(images)
+
+    def extra_repr(self) -> str:
+        names = "p", "scale", "ratio", "value", "inplace", "count", "mean", "std", "dtype"
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+
+
+def _numbers(value: float | Sequence[float] | str | None) -> list[float]:
+    """One number or one for each channel as a list, which is empty for "random" and None."""
+    if value is None or isinstance(value, str):
+        return []
+    return [float(v) for v in value] if isinstance(value, Sequence) else [float(value)]
+
+
+NUMBER, NUMBERS = Number, Number | tuple | list
+KINDS = {
+    "p": (NUMBER, "a number"),
+    "scale": (Sequence, "a sequence of two numbers"),
+    "ratio": (Sequence, "a sequence of two numbers"),
+    "value": (NUMBERS | str, 'a number, a sequence or "random"'),
+    "count": (int, "a whole number"),
+    "mean": (NUMBERS | None, "a number, a sequence or None"),
+    "std": (NUMBERS | None, "a number, a sequence or None"),
+}
+
+
+def _check(module: RandomErasing) -> None:
+    """Wrong types are refused as by torchvision, impossible values as in a policy."""
+    for name, (kind, words) in KINDS.items():
+        argument = getattr(module, name)
+        if not isinstance(argument, kind):
+            raise TypeError(f"RandomErasing: {name} = {argument!r}: must be {words}")
+    if module.dtype not in (None, *DTYPES):
+        raise TypeError(f"RandomErasing: dtype = {module.dtype}: must be one of {', '.join(map(str, DTYPES))}")
+    value, mean, std = (tuple(v) if isinstance(v, list) else v for v in (module.value, module.mean, module.std))
+    policy.RandomErasing(module.p, tuple(module.scale), tuple(module.ratio), value)
+    if value == ():
+        raise ValueError("RandomErasing: value = (): must hold a number")
+    if module.count < 1:
+        raise ValueError(f"RandomErasing: count = {module.count}: must be at least 1")
+    if (mean is None) != (std is None):
+        raise ValueError(f"RandomErasing: mean = {mean}, std = {std}: must be given both or neither")
+    if mean is not None:
+        policy.Normalize(mean, std)
+    if module.inplace and (mean is not None or module.dtype is not None):
+        raise ValueError("RandomErasing: inplace = True: must come without mean, std and dtype, which make a copy")
+
+
+def _check_images(images: torch.Tensor, **values: list[float]) -> None:
+    if not isinstance(images, torch.Tensor):
+        raise TypeError(f"RandomErasing: images must be a tensor, not {type(images).__name__}")
+    if images.dtype not in DTYPES and not (images.dtype == torch.uint8 and values["mean"]):
+        valid = ", ".join(map(str, DTYPES))
+        raise TypeError(f"RandomErasing: images of {images.dtype}: must be of {valid}, or uint8 with mean and std")
+    if images.ndim not in (3, 4):
+        raise ValueError(f"RandomErasing: images of shape {tuple(images.shape)}: must be (B, C, H, W) or (C, H, W)")
+    channels = images.shape[-3]
+    for name, numbers in values.items():
+        if len(numbers) > 1 and len(numbers) != channels:
+            raise ValueError(f"RandomErasing: {name} = {numbers}: has {len(numbers)} values for images of {channels} channels")

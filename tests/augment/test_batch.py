@@ -1,0 +1,90 @@
+"""A batch from indices: gathering, padding, and the mixing of pairs, against torchvision's formulas and torch's Beta."""
+
+import pytest
+import torch
+from scipy import stats
+
+from fastcifar.augment import IGNORE, CutMix, MixUp, Normalize, Policy, augment
+from fastcifar.augment.batch import cut_mix_boxes, load_batch, symmetric_beta
+from fastcifar.augment.philox import philox4x32
+from fastcifar.errors import UserError
+
+N, K = 40, 10
+PLAIN = Policy((Normalize(0.5, 0.5),), dtype="float32")
+
+
+@pytest.fixture
+def data():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (N, 8, 6, 3), dtype=torch.uint8, generator=generator)
+    return images, torch.randint(0, K, (N,), generator=generator), torch.randperm(N, generator=generator)
+
+
+def batch_of(data, policy, step=0, batch_size=16, epoch=3):
+    return load_batch(*data, torch.tensor([5, epoch, step]), batch_size=batch_size, policy=policy, num_classes=K)
+
+
+def test_a_batch_is_its_slice_of_the_order_augmented(data):
+    images, labels, order = data
+    index = order[16:32]
+    batch, targets = batch_of(data, PLAIN, step=1)
+    assert torch.equal(targets, labels[index])
+    assert torch.equal(batch, augment(images[index], index, epoch=3, seed=5, policy=PLAIN))
+
+
+def test_beyond_the_order_a_batch_is_filled_with_sample_0_and_labels_to_ignore(data):
+    images, _, _ = data
+    batch, targets = batch_of(data, PLAIN, step=2)
+    assert targets[8:].tolist() == [IGNORE] * 8
+    assert torch.equal(batch[8:], augment(images[:1], torch.tensor([0]), epoch=3, seed=5, policy=PLAIN).expand(8, -1, -1, -1))
+
+
+@pytest.mark.parametrize("mixing", [MixUp(0.4), CutMix(1.0)])
+def test_a_mixed_batch_does_not_depend_on_the_batch_size(data, mixing):
+    policy = Policy((*PLAIN.transforms, mixing), dtype="float32")
+    whole_images, whole_targets = batch_of(data, policy, batch_size=40)
+    images, targets = zip(*(batch_of(data, policy, step=step, batch_size=8) for step in range(5)), strict=True)
+    assert torch.equal(torch.cat(images), whole_images)
+    assert torch.equal(torch.cat(targets), whole_targets)
+
+
+@pytest.mark.parametrize("mixing", [MixUp(0.4), CutMix(1.0)])
+def test_pixels_and_labels_are_mixed_in_the_same_proportion(mixing):
+    """Every image has the one value of its label, so that the proportion of labels can be read off the pixels."""
+    labels = torch.arange(K).repeat(4)
+    images = labels.to(torch.uint8)[:, None, None, None].expand(-1, 16, 16, 3).contiguous()
+    batch, targets = batch_of((images, labels, torch.arange(len(labels))), Policy((mixing,), dtype="float32"), batch_size=40)
+    torch.testing.assert_close(batch.mean((1, 2, 3)) * 255, targets @ torch.arange(10.0), atol=1e-4, rtol=0)
+    assert ((targets > 0).sum(1) == 2).sum() > 20  # else nothing was mixed
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.4, 1.0, 3.0])
+def test_weights_are_beta_distributed(alpha):
+    words = philox4x32(1, torch.arange(20_000), 0, 0)
+    weights = symmetric_beta(words[0], words[1], alpha).numpy()
+    assert stats.kstest(weights, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
+
+
+def test_cut_mix_boxes_are_torchvisions():
+    words = philox4x32(1, torch.arange(500), 0, 0)
+    weight = torch.linspace(0, 1, 500, dtype=torch.float64)
+    boxes = cut_mix_boxes(words, weight, (20, 33))
+    for box, row, column, lam in zip(boxes, words[0] * 20 >> 32, words[1] * 33 >> 32, weight, strict=True):
+        r = 0.5 * (1.0 - lam.item()) ** 0.5
+        half_w, half_h = int(r * 33), int(r * 20)
+        x1, y1 = max(column.item() - half_w, 0), max(row.item() - half_h, 0)
+        x2, y2 = min(column.item() + half_w, 33), min(row.item() + half_h, 20)
+        assert box.tolist() == [y1, x1, y2 - y1, x2 - x1]
+
+
+def test_mixing_stands_last_and_once():
+    with pytest.raises(UserError, match="one of them at most, and last"):
+        Policy((MixUp(), Normalize(0.5, 0.5)))
+    with pytest.raises(UserError, match="one of them at most, and last"):
+        Policy((MixUp(), CutMix()))
+    with pytest.raises(UserError, match="alpha = 0: must be above 0"):
+        MixUp(0)
+
+
+def test_evaluation_mixes_nothing():
+    assert Policy((*PLAIN.transforms, CutMix())).evaluation().transforms == PLAIN.transforms
