@@ -15,7 +15,7 @@ setup(
     long_description_content_type="text/markdown",
     author="the fastcifar authors",
     license="MIT",
-    python_requires=">=3.11",
+    python_requires=">=3.11,<3.14",
     packages=find_packages(include=["fastcifar*", "data_prep*"]),
     package_data={"fastcifar": ["recipes/*.toml"]},
     install_requires=[

@@ -3,6 +3,7 @@
 Heavy imports stand inside the commands, so that `fastcifar --help` answers at once.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +22,20 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON too.")]
+
+def _check_writable(path: Path | None) -> Path | None:
+    """Refuse, before the work is done, a file that could not be written after it."""
+    if path:
+        folder = next((parent for parent in path.absolute().parents if parent.exists()), path)
+        if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise UserError(f"--json {path}: no file can be written there")
+    return path
+
+
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write the result as JSON too.", callback=_check_writable),
+]
 Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder that `fastcifar prep` wrote.")]
 RecipeName = Annotated[str, typer.Option("--recipe", help="Name of a recipe (see `fastcifar recipes`) or a .toml file.")]
 Overrides = Annotated[
@@ -41,6 +55,10 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output went away, as in `fastcifar recipes | head -1`
         sys.stderr.close()
         code = 0
+    except OSError as error:  # no permission, a full disk, a folder where a file should be
+        if error.filename is None:
+            raise
+        code = _fail(f"{error.filename2 or error.filename}: {error.strerror}")
     except Exception as error:
         if not hasattr(error, "format_message"):  # only usage errors have one; their class moved between typer's versions
             raise
@@ -80,7 +98,10 @@ def prep(
 
 @app.command()
 def train(
-    recipe: RecipeName = "seed",
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", show_default="seed", help="Name of a recipe (see `fastcifar recipes`) or a .toml file."),
+    ] = None,
     data: Data = Path("betons"),
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; default runs/RECIPE-DATE-TIME.")] = None,
     resume: Annotated[
@@ -103,9 +124,9 @@ def train(
     from fastcifar.report.console import Reporter
 
     shortcuts = [f"train.{key}={value}" for key, value in (("epochs", epochs), ("seed", seed)) if value is not None]
-    if resume and (out or set_ or shortcuts or recipe != "seed"):
+    if resume and (out or set_ or shortcuts or recipe):
         raise UserError("--resume goes on with the run's own recipe; leave out --recipe, --set, --epochs, --seed and --out")
-    run, resolved = open_run(resume) if resume else (None, load_recipe(recipe, [*shortcuts, *set_]))
+    run, resolved = open_run(resume) if resume else (None, load_recipe(recipe or "seed", [*shortcuts, *set_]))
     dataset = load_dataset(data)
     reporter = Reporter(verbose=verbose)
     with stop_on_interrupt() as should_stop:
@@ -131,13 +152,15 @@ def evaluate(
     from fastcifar.data.dataset import load_dataset
     from fastcifar.engine.environment import choose_device
     from fastcifar.engine.evaluate import evaluate_run
-    from fastcifar.engine.rundir import open_run
+    from fastcifar.engine.rundir import open_run, read_environment
     from fastcifar.report.tables import print_evaluation
 
     directory, recipe = open_run(run)
     dataset = load_dataset(data)
     path = {"last": directory.last, "best": directory.best}.get(checkpoint, Path(checkpoint))
     score = evaluate_run(recipe, path, dataset, split, choose_device(device))
+    if read_environment(directory).get("dataset_sha256") != dataset.manifest.sha256:
+        print(f"note: {run} was trained on other data than {data} holds")
     print_evaluation(score, dataset.manifest.classes, f"{path} on the {split} split of {dataset.manifest.name}")
     _write(json, {"split": split, "checkpoint": str(path), **score.to_json(dataset.manifest.classes)})
 

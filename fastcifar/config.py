@@ -5,6 +5,7 @@ put together, checked, overridden and written back. A field's meaning and unit s
 """
 
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
@@ -38,6 +39,8 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)}: must be at least 1")
+        if self.batch_size == 1:
+            raise UserError("batch_size = 1: must be at least 2, batch normalisation has nothing to compare one image with")
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing = {self.label_smoothing}: must be at least 0 and below 1")
         if not 0 <= self.seed < 2**63:
@@ -90,7 +93,7 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """
     path = _find(recipe)
     try:
-        tables = tomllib.loads(path.read_text())
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid TOML: {error}") from None
     for override in overrides:
@@ -140,7 +143,7 @@ def _recipe(tables: Mapping[str, Any], where: str) -> Recipe:
     train = _config(TrainConfig, tables.get("train", {}), where, "train")
     model = tables.get("model", {})
     kind = model.get("name", "resnet") if isinstance(model, Mapping) else "resnet"
-    if kind not in MODELS:
+    if not isinstance(kind, str) or kind not in MODELS:
         raise UserError(f"{where}: model.name = {kind!r} is no model{nearest(str(kind), MODELS)}")
     return Recipe(
         name=str(tables.get("name", Path(where).stem)),
@@ -187,6 +190,8 @@ def _typed(value: Any, hint: Any, what: str) -> Any:
         return tuple(_typed(item, get_args(hint)[0], f"{what}[{i}]") for i, item in enumerate(value))
     if hint is float and type(value) is int:
         return float(value)
+    if type(value) is float and not math.isfinite(value):
+        raise UserError(f"{what} = {value}: must be finite")
     if type(value) is not hint:
         expected = "a list" if get_origin(hint) is tuple else f"of type {getattr(hint, '__name__', hint)}"
         raise UserError(f"{what} = {value!r}: must be {expected}")
@@ -223,4 +228,4 @@ def _toml(value: Any) -> str:
         return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
     if isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
         return "[\n" + "".join(f"  {_toml(item)},\n" for item in value) + "]"
-    return json.dumps(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")

@@ -8,8 +8,8 @@ say() { echo "setup: $*" >&2; }
 die() { say "$*"; exit 2; }
 
 python=${PYTHON:-python3}
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
-    die "Python 3.11 or later is needed, '$python' is $("$python" --version 2>/dev/null || echo missing); name another with PYTHON=..."
+"$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null ||
+    die "Python 3.11, 3.12 or 3.13 is needed, '$python' is $("$python" --version 2>/dev/null || echo missing); name another with PYTHON=..."
 version=$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
 
 stamp=.venv/.setup-$( (cat setup.py pyproject.toml scripts/setup.sh && "$python" --version) | sha256sum | cut -c1-16)

@@ -7,12 +7,13 @@ cd "$(dirname "$0")/.."
 fastcifar() { .venv/bin/python -m fastcifar "$@"; }
 
 data=betons
-given=${FASTCIFAR_SOURCE:-$(ls data 2>/dev/null || true)}
 code=0
 [ ! -t 2 ] || printf 'looking for CIFAR-10, which is a download of 170 MB where it is not given\r' >&2
 said=$(fastcifar prep --out "$data" 2>&1) || code=$?
 [ ! -t 2 ] || printf '\033[K' >&2  # the first line that stays is the verdict
-if [ "$code" = 2 ] && [ -z "$given" ]; then  # 2: not a bug, and not Ctrl-C
+if [ "$code" = 2 ] && [[ $said == *"could not be downloaded"* ]] && [ -e "$data/dataset.json" ]; then
+    echo "training on $data as it was prepared before: CIFAR-10 is neither given nor downloadable now"
+elif [ "$code" = 2 ] && [[ $said == *"could not be downloaded"* ]]; then
     data=betons-synthetic
     substitute="SYNTHETIC DATA, not CIFAR-10, which is neither given nor downloadable; give it as FASTCIFAR_SOURCE=DIR"
     trap 'echo "$substitute"' EXIT

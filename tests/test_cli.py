@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,6 +119,8 @@ def test_ctrl_c_ends_with_a_checkpoint_and_resume_goes_on(betons, tmp_path):
         (["prep", "nowhere"], "nowhere"),
         (["prep", "synthetic", "--val-fraction", "1.5"], "1.5"),
         (["frob"], "frob"),
+        (["recipes", "--json", "/"], "--json /: no file can be written there"),
+        (["info", "--set", "model.name=[1]"], "model.name"),
     ],
 )
 def test_bad_input_is_one_line_on_stderr_and_exit_code_2(arguments, words, tmp_path):
@@ -127,6 +130,38 @@ def test_bad_input_is_one_line_on_stderr_and_exit_code_2(arguments, words, tmp_p
     assert done.stderr.count("\n") == 1
     assert words in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--step", "captive"], "--step captive: must be"),
+        (["--set", "optimizer.lr=1e30"], "at step"),
+        (["--set", "train.batch_size=1"], "at least 2"),
+        (["--out", "/proc/nowhere"], "/proc/nowhere"),
+    ],
+)
+def test_training_that_cannot_go_on_says_why_in_one_line(betons, tmp_path, options, words):
+    done = fastcifar("train", *SMALL, "--data", betons, "--out", tmp_path / "run", *options)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_beton_and_a_checkpoint_of_another_kind_are_refused(betons, tmp_path):
+    other = shutil.copytree(betons, tmp_path / "other")
+    shutil.copy(betons / "test.beton", other / "train.beton")
+    done = fastcifar("train", *SMALL, "--data", other, "--out", tmp_path / "run")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "train.beton: of another data set" in done.stderr
+    done = fastcifar("train", *SMALL, "--epochs", 1, "--data", betons, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    recipe = tmp_path / "run" / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("stem_channels = 4", "stem_channels = 8"))
+    done = fastcifar("eval", tmp_path / "run", "--data", betons, "--device", "cpu")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "of another architecture: model.stem_channels is 4 there and 8 here" in done.stderr
 
 
 def test_a_batch_larger_than_the_split_is_refused(betons, tmp_path):

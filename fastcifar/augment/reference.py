@@ -85,8 +85,12 @@ def augment(
         steps.append(DRAW[type(transform)](transform, draws, shape))
         shape = (channels, *transform.output_size(*shape[1:])) if hasattr(transform, "output_size") else shape
 
-    out = torch.empty(len(index), channels, *size, dtype=getattr(torch, policy.dtype), device=images_NHWC.device)
-    out = out.contiguous(memory_format=torch.channels_last)
+    out = torch.empty(
+        (len(index), channels, *size),
+        dtype=getattr(torch, policy.dtype),
+        device=images_NHWC.device,
+        memory_format=torch.channels_last,
+    )
     chunk = CPU_CHUNK if images_NHWC.device.type == "cpu" else len(index)
     for rows in (slice(start, start + chunk) for start in range(0, len(index), chunk)):
         images = images_NHWC[rows].permute(0, 3, 1, 2).contiguous()

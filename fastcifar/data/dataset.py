@@ -105,6 +105,10 @@ def load_manifest(root: Path) -> Manifest:
         value = content[key]
         if not isinstance(value, dict) or not {"train"} <= value.keys() == content["counts"].keys() <= set(SPLITS):
             raise UserError(f"{path}: {key} = {value}: not of train and the other splits; run fastcifar prep again")
+    for key, kind in (("classes", str), ("image_shape", int), ("mean", float), ("std", float)):
+        value = content[key]
+        if not isinstance(value, list) or not all(type(item) is kind for item in value):
+            raise UserError(f"{path}: {key} = {value}: not a list of {kind.__name__}; run fastcifar prep again")
     return Manifest(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
 
 

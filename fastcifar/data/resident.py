@@ -60,6 +60,7 @@ class ResidentLoader:
             raise UserError(
                 f"train.batch_size = {batch_size}: larger than the split of {len(self.labels)} images; choose a smaller one"
             )
+        policy.output_size(*split.images.shape[1:])  # raises where the policy does not fit the images
         self.set_epoch(0)
 
     def __len__(self) -> int:

@@ -41,9 +41,10 @@ class Evaluation:
         return int(self.confusion.diagonal().sum()) / self.images
 
     @property
-    def per_class(self) -> list[float]:
-        """Share of each class's images predicted correctly; NaN for a class without images."""
-        return (self.confusion.diagonal() / self.confusion.sum(1)).tolist()
+    def per_class(self) -> list[float | None]:
+        """Share of each class's images predicted correctly; None for a class without images."""
+        pairs = zip(self.confusion.diagonal().tolist(), self.confusion.sum(1).tolist(), strict=True)
+        return [right / images if images else None for right, images in pairs]
 
     def to_json(self, classes: Sequence[str]) -> dict[str, Any]:
         """The score with its classes named, ready for JSON."""

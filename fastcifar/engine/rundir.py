@@ -1,8 +1,10 @@
 """The run directory: where a run's files lie, and how a run is found again."""
 
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastcifar.config import Recipe, load_recipe
 from fastcifar.errors import UserError
@@ -49,12 +51,16 @@ def new_run(recipe: Recipe, out: Path | None) -> RunDirectory:
     """A fresh run directory: `out`, or runs/<recipe>-<date>-<time> where that is None.
 
     Raises:
-        UserError: `out` already holds a run.
+        UserError: `out` already holds a run, or something else. A run that ended before its first checkpoint is replaced.
     """
     root = out or _unused(Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise UserError(f"{root}: exists and is not empty; continue it with --resume {root}, or choose another --out")
-    return RunDirectory(root)
+    run = RunDirectory(root)
+    if run.last.exists():
+        raise UserError(f"{root}: holds a run; continue it with --resume {root}, or choose another --out")
+    begun = {run.recipe, run.environment, run.metrics, run.last.parent}
+    if root.exists() and (not root.is_dir() or not set(root.iterdir()) <= begun):
+        raise UserError(f"{root}: exists and is not empty; choose another --out")
+    return run
 
 
 def open_run(root: Path) -> tuple[RunDirectory, Recipe]:
@@ -67,6 +73,21 @@ def open_run(root: Path) -> tuple[RunDirectory, Recipe]:
     if not run.recipe.is_file():
         raise UserError(f"{root}: holds no run (no recipe.toml); give the folder that `fastcifar train` named")
     return run, load_recipe(run.recipe)
+
+
+def read_environment(run: RunDirectory) -> dict[str, Any]:
+    """The run's environment.json.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        content = json.loads(run.environment.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run.environment}: missing or damaged ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{run.environment}: damaged: holds no table")
+    return content
 
 
 def _unused(root: Path) -> Path:

@@ -5,7 +5,11 @@ count of correct predictions) is on the device. The host only says how many step
 captured graph fits the same interface.
 """
 
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -14,7 +18,10 @@ from torch import nn
 
 from fastcifar.config import Recipe
 from fastcifar.engine.precision import autocast
+from fastcifar.errors import UserError
 from fastcifar.optim.schedules import lr_table
+
+BACKENDS = "eager", "compiled"
 
 
 class Loader(Protocol):
@@ -111,9 +118,30 @@ def build(model: nn.Module, optimizer: torch.optim.Optimizer, loader: Loader, re
 
 
 def choose_backend(asked: str, device: torch.device) -> tuple[str, str]:
-    """(back end, reason) for "auto", "eager" or "compiled"."""
+    """(back end, reason) for "auto", "eager" or "compiled".
+
+    Raises:
+        UserError: no such back end, or "compiled" where torch.compile cannot work.
+    """
+    if asked not in ("auto", *BACKENDS):
+        raise UserError(f"--step {asked}: must be auto or one of {', '.join(BACKENDS)}")
+    missing = _missing_compiler()
+    if asked == "compiled" and missing:
+        raise UserError(f"--step compiled: torch.compile needs {missing}")
     if asked != "auto":
         return asked, "as asked"
-    if device.type == "cuda":
-        return "compiled", "the fastest on CUDA so far"
-    return "eager", "torch.compile is no gain on a CPU"
+    if device.type != "cuda":
+        return "eager", "torch.compile is no gain on a CPU"
+    if missing:
+        return "eager", f"torch.compile needs {missing}"
+    return "compiled", "the fastest on CUDA so far"
+
+
+def _missing_compiler() -> str:
+    """What torch.compile would look for in vain: it and Triton build small C and C++ libraries. "" where it is all there."""
+    if not any(shutil.which(name) for name in (os.environ.get("CC") or "cc", "gcc", "clang")):
+        return "a C compiler, and none is installed (Debian: build-essential)"
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.is_file():
+        return f"{header}, which is not installed (Debian: python3-dev)"
+    return ""

@@ -1,7 +1,6 @@
 """Training: the epochs, what is kept of them, and how a run is taken up again."""
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from fastcifar.engine.checkpoint import load_checkpoint, restore_model, restore_
 from fastcifar.engine.environment import choose_device, environment
 from fastcifar.engine.evaluate import Evaluation, evaluation_loader, score_model
 from fastcifar.engine.precision import has_bf16
-from fastcifar.engine.rundir import RunDirectory, new_run
+from fastcifar.engine.rundir import RunDirectory, new_run, read_environment
 from fastcifar.errors import UserError
 from fastcifar.files import write_json, write_text
 from fastcifar.models import build_model
@@ -133,6 +132,8 @@ class Trainer:
                 f"{self.total_steps}; resume with the data, batch size and epochs it began with"
             )
         self.position = info["step"]
+        if self.position >= self.total_steps:
+            raise UserError(f"{self.run.root}: already finished; score it with: fastcifar eval {self.run.root}")
         self.best_accuracy, self.seconds = info["best_accuracy"], info["seconds"]
         self.earlier_seconds = info["total_seconds"]
         self.step.seek(self.position)
@@ -140,10 +141,12 @@ class Trainer:
         self.step.correct.copy_(state["correct"])
         _set_random_state(state, self.device)
         self.log.load(self.position)
+        if len(self.log.epochs()) != self.position // len(self.loader):
+            raise UserError(f"{self.log.path}: does not hold the epochs before step {self.position}; it is damaged")
         self.logged = max((row["global_step"] for row in self.log.rows), default=0)
 
     def _check_same_data(self) -> None:
-        began_with = json.loads(self.run.environment.read_text())["dataset_sha256"]
+        began_with = read_environment(self.run).get("dataset_sha256")
         if began_with != self.dataset.manifest.sha256:
             raise UserError(f"{self.run.root}: began with other data than {self.dataset.root} holds; give its own with --data")
 
@@ -201,12 +204,16 @@ class Trainer:
         return True
 
     def _finish_epoch(self, begun: float, images: int) -> None:
-        """Read the epoch's metrics (the one transfer), validate, log, checkpoint and draw."""
+        """Read the epoch's metrics, validate, log, checkpoint and draw."""
         losses, correct = self.step.losses.cpu(), int(self.step.correct)
         elapsed = self._account(begun)
+        self._check_finite(losses)
+        self._check_weights()
         self._log_steps(losses)
         length = len(self.loader)
         validation = self._evaluate(self.val_loader)
+        if validation and not math.isfinite(validation.loss):
+            self._diverged(f"the validation loss became {validation.loss}", self.position - 1)
         row = self.log.add(
             "epoch",
             epoch=self.position // length,
@@ -246,6 +253,9 @@ class Trainer:
             self.reporter.steps(row)
 
     def _newest_loss(self) -> float:
+        """Mean loss since the last logged window, or of it; from a GPU nothing is read before the epoch ends."""
+        if self.device.type == "cpu" and self.position > self.logged:
+            return self.step.losses[self.logged : self.position].mean().item()
         rows = [row for row in self.log.rows[-2:] if row["kind"] == "steps"]
         return rows[-1]["loss"] if rows else math.nan
 

@@ -47,6 +47,8 @@ def print_info(described: dict[str, Any], *, layers: bool) -> None:
     model, env, rates = described["model"], described["environment"], described["ceilings"]
     if layers:
         console.print(_layers(model["layers"]))
+    seconds = described["floor_seconds"]
+    floor = f"{seconds:,.0f} s" if seconds > 100 else f"{seconds:.3g} s"
     table = Table.grid(padding=(0, 2))
     for name, value in (
         ("recipe", described["recipe"]),
@@ -63,10 +65,7 @@ def print_info(described: dict[str, Any], *, layers: bool) -> None:
             "measured here",
             f"{rates['flops_per_s'] / 1e12:.3g} TFLOP/s {described['precision']}, {rates['bytes_per_s'] / 1e9:.3g} GB/s copy",
         ),
-        (
-            "floor of the run",
-            f"{described['floor_seconds']:.3g} s for {described['images_trained']:,} images (arithmetic alone)",
-        ),
+        ("floor of the run", f"{floor} for {described['images_trained']:,} images (arithmetic alone)"),
     ):
         table.add_row(name, value)
     console.print(table)

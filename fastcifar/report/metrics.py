@@ -29,7 +29,7 @@ class MetricsLog:
         return [row for row in self.rows if row["kind"] == "epoch"]
 
     def save(self) -> None:
-        write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        write_text(self.path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.rows))
 
     def load(self, global_step: int) -> None:
         """Take up the file of an earlier process, up to and including `global_step`."""
@@ -41,6 +41,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not JSON lines: {error}") from None

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
 from fastcifar.config import Recipe, explain
@@ -17,7 +18,8 @@ def print_evaluation(score: Evaluation, classes: Sequence[str], title: str) -> N
     for column in table.columns[1:]:
         column.justify = "right"
     for row, (name, share, counts) in enumerate(zip(classes, score.per_class, score.confusion.tolist(), strict=True)):
-        table.add_row(f"{row} {name}", f"{share:.2%}", *(str(count) for count in counts))
+        shown = "-" if share is None else f"{share:.2%}"
+        table.add_row(escape(f"{row} {name}"), shown, *(str(count) for count in counts))
     console.print(table, crop=False, overflow="ignore")
 
 
@@ -25,7 +27,7 @@ def print_recipes(descriptions: Mapping[str, str]) -> None:
     """Print the recipes' names with what they are."""
     table = Table.grid(padding=(0, 2))
     for name, description in descriptions.items():
-        table.add_row(name, description)
+        table.add_row(escape(name), escape(description))
     plain_console().print(table)
 
 
@@ -34,7 +36,7 @@ def print_recipe(recipe: Recipe) -> None:
     table = Table.grid(padding=(0, 2))
     for key, value, meaning in explain(recipe):
         shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        table.add_row(key, shown, meaning)
+        table.add_row(key, escape(shown), meaning)
     console = plain_console()
     console.print(f"{recipe.name}: {recipe.description}", markup=False)
     console.print(table)

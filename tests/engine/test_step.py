@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from fastcifar.data.resident import ResidentLoader
 from fastcifar.engine import step as steps
+from fastcifar.errors import UserError
 from fastcifar.models import build_model
 from fastcifar.optim.optimizers import build_optimizer
 from fastcifar.optim.schedules import lr_table
@@ -62,11 +63,16 @@ def test_correct_counts_the_current_epoch_only(recipe, dataset):
 
 
 def test_seeking_gives_the_batches_of_that_step(recipe, dataset):
-    _, step = make_step(recipe, dataset)
-    length = len(step.loader)
-    step.seek(length + 1)
-    assert step.loader.epoch == 1
-    assert step.position == length + 1
+    """A model that is never changed has at step s the same loss, whether it came there or was sent."""
+    still = dataclasses.replace(recipe, optimizer=dataclasses.replace(recipe.optimizer, lr=1e-30, weight_decay=0.0))
+    _, walked = make_step(still, dataset)
+    _, sent = make_step(still, dataset)
+    length = len(walked.loader)
+    walked.run(length + 3)
+    sent.seek(length + 1)
+    sent.run(2)
+    assert torch.equal(sent.losses[length + 1 : length + 3], walked.losses[length + 1 : length + 3])
+    assert sent.losses[: length + 1].isnan().all()
 
 
 def test_compiled_equals_eager(recipe, dataset):
@@ -75,6 +81,21 @@ def test_compiled_equals_eager(recipe, dataset):
     for step in (eager, compiled):
         step.run(4)
     torch.testing.assert_close(compiled.losses[:4], eager.losses[:4], rtol=1e-4, atol=1e-5)
+
+
+def test_an_unknown_back_end_is_refused():
+    with pytest.raises(UserError, match="--step captive: must be auto or one of eager, compiled"):
+        steps.choose_backend("captive", torch.device("cpu"))
+
+
+def test_without_a_compiler_nothing_is_compiled(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert steps.choose_backend("auto", torch.device("cuda")) == (
+        "eager",
+        "torch.compile needs a C compiler, and none is installed (Debian: build-essential)",
+    )
+    with pytest.raises(UserError, match="--step compiled: torch"):
+        steps.choose_backend("compiled", torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from fastcifar.augment import RandomCrop
 from fastcifar.config import load_recipe
 from fastcifar.engine.checkpoint import load_checkpoint
 from fastcifar.engine.rundir import open_run
@@ -77,10 +78,10 @@ def test_the_log_holds_the_mean_loss_of_every_window_and_a_row_an_epoch(recipe, 
 
 
 @pytest.mark.parametrize("steps_before_the_stop", [2, 5, 0])
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_stopped_and_resumed_run_is_bit_identical(recipe, dataset, tmp_path, steps_before_the_stop, optimizer):
+@pytest.mark.parametrize(("optimizer", "precision"), [("sgd", "fp32"), ("adamw", "fp32"), ("sgd", "bf16")])
+def test_a_stopped_and_resumed_run_is_bit_identical(recipe, dataset, tmp_path, steps_before_the_stop, optimizer, precision):
     recipe = dataclasses.replace(recipe, optimizer=dataclasses.replace(recipe.optimizer, name=optimizer))
-    recipe = with_train(recipe, epochs=4, log_every=2)
+    recipe = with_train(recipe, epochs=4, log_every=2, precision=precision)
     length = len(dataset.train.labels) // recipe.train.batch_size
     whole = train(recipe, dataset, tmp_path / "whole", device="cpu", reporter=quiet())
     stop = stop_after(2 * length + steps_before_the_stop - 2)
@@ -115,6 +116,65 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert "epoch 2" in message
     assert str(run.last) in message
     assert run.last.read_bytes() == kept
+
+
+def test_what_diverged_is_never_saved(recipe, dataset, tmp_path):
+    """Weights of 1e30 give finite losses or none at all; with one step an epoch the checks come with the checkpoints."""
+    recipe = with_train(recipe, batch_size=80, epochs=3)
+    recipe = dataclasses.replace(recipe, optimizer=dataclasses.replace(recipe.optimizer, lr=1e30, weight_decay=1e6))
+    with pytest.raises(UserError, match="no checkpoint was written yet"):
+        train(recipe, dataset, tmp_path / "run", device="cpu", reporter=quiet())
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("damage", [None, "{", "[]"])
+def test_resuming_a_damaged_run_says_which_file(recipe, dataset, tmp_path, damage):
+    stopped = train(recipe, dataset, tmp_path / "run", device="cpu", reporter=quiet(), should_stop=stop_after(7))
+    stopped.run.environment.unlink() if damage is None else stopped.run.environment.write_text(damage)
+    run, again = open_run(stopped.run.root)
+    with pytest.raises(UserError, match=r"environment.json: "):
+        train(again, dataset, resume=run, device="cpu", reporter=quiet())
+
+
+def test_resuming_without_its_metrics_is_refused(recipe, dataset, tmp_path):
+    stopped = train(recipe, dataset, tmp_path / "run", device="cpu", reporter=quiet(), should_stop=stop_after(7))
+    stopped.run.metrics.unlink()
+    run, again = open_run(stopped.run.root)
+    with pytest.raises(UserError, match=r"metrics.jsonl: does not hold the epochs"):
+        train(again, dataset, resume=run, device="cpu", reporter=quiet())
+
+
+def test_a_finished_run_is_not_resumed(recipe, dataset, tmp_path):
+    run = train(recipe, dataset, tmp_path / "run", device="cpu", reporter=quiet()).run
+    before = run.summary.read_bytes()
+    run, again = open_run(run.root)
+    with pytest.raises(UserError, match="already finished"):
+        train(again, dataset, resume=run, device="cpu", reporter=quiet())
+    assert run.summary.read_bytes() == before
+
+
+def test_a_policy_that_does_not_fit_leaves_nothing_behind(recipe, dataset, tmp_path):
+    policy = dataclasses.replace(recipe.augment, transforms=(RandomCrop(32),))
+    with pytest.raises(UserError, match="RandomCrop: size = 32"):
+        train(dataclasses.replace(recipe, augment=policy), dataset, tmp_path / "run", device="cpu", reporter=quiet())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_can_be_begun_again(recipe, dataset, tmp_path):
+    run = train(recipe, dataset, tmp_path / "run", device="cpu", reporter=quiet(), should_stop=lambda: True).run
+    run.last.unlink()
+    assert train(recipe, dataset, tmp_path / "run", device="cpu", reporter=quiet()).finished
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+def test_a_run_on_cuda_is_stopped_and_taken_up_again(recipe, dataset, tmp_path, backend):
+    stop = stop_after(1)
+    stopped = train(recipe, dataset, tmp_path / "run", device="cuda", backend=backend, reporter=quiet(), should_stop=stop)
+    run, again = open_run(stopped.run.root)
+    resumed = train(again, dataset, resume=run, device="cuda", backend=backend, reporter=quiet())
+    assert resumed.finished
+    assert 0 <= resumed.summary["test_accuracy"] <= 1
 
 
 def test_resuming_another_architecture_is_refused(recipe, dataset, tmp_path):
