@@ -10,19 +10,16 @@ batch, which is less work than a box an image; on the CPU its module is given im
 """
 
 import statistics
-from collections.abc import Callable
 
 import pytest
 import torch
 import torchvision.transforms
+from timing import CUDA, DEVICE, ROUNDS, captured, past_the_cache, seconds
 from torchvision.transforms import v2
 
 from fastcifar.augment.erasing import RandomErasing
 
-CUDA = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if CUDA else "cpu")
 IMAGE = 3 * 32 * 32  # elements
-ROUNDS = 9
 
 
 def kornia():
@@ -50,38 +47,10 @@ def each_by_torchvision():
 
 def make_batches(batch: int, dtype: torch.dtype) -> list[torch.Tensor]:
     """Random batches, as many as fill the L2 cache four times."""
-    cache = torch.cuda.get_device_properties(DEVICE).L2_cache_size
-    count = max(2, -(-4 * cache // (batch * IMAGE * dtype.itemsize)))
+    count = past_the_cache(batch * IMAGE * dtype.itemsize)
     pixels = torch.randint(0, 256, (count, batch, 32, 32, 3), dtype=torch.uint8, device=DEVICE)
     pixels = pixels if dtype == torch.uint8 else pixels.to(dtype).div_(255)
     return list(pixels.permute(0, 1, 4, 2, 3).unbind())
-
-
-def captured(run: Callable[[], object]) -> Callable[[], object]:
-    """`run` as a CUDA graph."""
-    run()  # compiles
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        graph.kept = run()  # memory given back would be used again by the next batch, out of the cache
-    return graph.replay
-
-
-def seconds(run: Callable[[], object]) -> float:
-    """By CUDA events."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3
-
-
-@pytest.fixture(scope="session")
-def copy_bandwidth() -> float:
-    """Bytes read and written a second by `Tensor.copy_` of 1 GiB."""
-    source = torch.randint(0, 256, (2**30,), dtype=torch.uint8, device=DEVICE)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / statistics.median(seconds(lambda: target.copy_(source)) for _ in range(ROUNDS))
 
 
 @pytest.mark.skipif(not CUDA, reason="needs a CUDA device, PyTorch sees none")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fastcifar.errors import UserError
+from fastcifar.errors import RepeatedError, UserError
 
 INTERRUPTED = 130  # what shells report of a program ended by Ctrl-C
 
@@ -48,6 +48,8 @@ def main() -> None:
     """Run the command line; exit 0: done, 2: the user can fix it and one line on stderr says how, 1: a bug."""
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except RepeatedError:
+        code = 2
     except UserError as error:
         code = _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
@@ -118,6 +120,7 @@ def train(
     """Train a recipe; Ctrl-C stops it with a checkpoint."""
     from fastcifar.config import load_recipe
     from fastcifar.data.dataset import load_dataset
+    from fastcifar.engine.distributed import joined
     from fastcifar.engine.interrupt import stop_on_interrupt
     from fastcifar.engine.rundir import open_run
     from fastcifar.engine.trainer import train as run_training
@@ -126,17 +129,20 @@ def train(
     shortcuts = [f"train.{key}={value}" for key, value in (("epochs", epochs), ("seed", seed)) if value is not None]
     if resume and (out or set_ or shortcuts or recipe):
         raise UserError("--resume goes on with the run's own recipe; leave out --recipe, --set, --epochs, --seed and --out")
-    run, resolved = open_run(resume) if resume else (None, load_recipe(recipe or "seed", [*shortcuts, *set_]))
-    dataset = load_dataset(data)
-    reporter = Reporter(verbose=verbose)
-    with stop_on_interrupt() as should_stop:
-        result = run_training(
-            resolved, dataset, out, resume=run, device=device, backend=step, reporter=reporter, should_stop=should_stop
-        )
+    with joined(device) as world:
+        run, resolved = open_run(resume) if resume else (None, load_recipe(recipe or "seed", [*shortcuts, *set_]))
+        dataset = load_dataset(data)
+        reporter = Reporter(verbose=verbose)
+        with stop_on_interrupt(echo=0.0 if world.size == 1 else 5.0) as should_stop:
+            result = run_training(
+                resolved, dataset, out, resume=run, device=device, backend=step, reporter=reporter, should_stop=should_stop
+            )
+    if world.leads and result.finished:
+        _write(json, result.summary)
     if not result.finished:
-        print(f"stopped; go on with: fastcifar train --resume {result.run.root} --data {data}")
+        if world.leads:
+            print(f"stopped; go on with: fastcifar train --resume {result.run.root} --data {data}")
         raise typer.Exit(INTERRUPTED)
-    _write(json, result.summary)
 
 
 @app.command(name="eval")
@@ -180,6 +186,30 @@ def info(
     described = describe(load_recipe(recipe, set_), device)
     print_info(described, layers=layers)
     _write(json, described)
+
+
+@app.command()
+def augment(
+    recipe: RecipeName = "seed",
+    data: Data = Path("betons"),
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Picture to write: .png, .pdf or .svg.")] = Path("grid.png"),
+    images: Annotated[int, typer.Option(help="Images, one a row.")] = 8,
+    draws: Annotated[int, typer.Option(help="Draws of each, one a column: those of epochs 0, 1, ...")] = 8,
+    set_: Overrides = [],  # noqa: B006
+    device: Device = "auto",
+    json: Json = None,
+) -> None:
+    """Draw what a recipe's augmentation makes of real images."""
+    from fastcifar.config import load_recipe
+    from fastcifar.data.dataset import load_dataset
+    from fastcifar.engine.environment import choose_device
+    from fastcifar.report.grid import draw_grid
+
+    loaded, dataset = load_recipe(recipe, set_), load_dataset(data)
+    where = {"images": images, "draws": draws, "seed": loaded.train.seed, "device": choose_device(device)}
+    draw_grid(dataset.train, loaded.augment, dataset.manifest.classes, out, **where)
+    print(f"{out}: {images} images of {dataset.manifest.name}, {draws} draws each of the recipe {loaded.name}")
+    _write(json, {"out": str(out), **where, "device": str(where["device"]), "policy": loaded.augment.to_config()})
 
 
 @app.command()

@@ -46,7 +46,7 @@ finally:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("prep", "train", "eval", "info", "recipes"):
+    for command in ("prep", "train", "eval", "info", "augment", "recipes"):
         assert command in done.stdout
 
 
@@ -60,6 +60,13 @@ def test_a_second_prep_with_nothing_changed_does_nothing_and_says_so(betons):
     done = fastcifar("prep", "synthetic", "--out", betons)
     assert "nothing done" in done.stdout
     assert (betons / "dataset.json").stat().st_mtime_ns == before
+
+
+def test_augment_draws_a_picture_and_says_what_of(betons, tmp_path):
+    done = fastcifar("augment", "--data", betons, "--out", tmp_path / "grid.png", "--images", 2, "--draws", 3)
+    assert done.returncode == 0, done.stderr
+    assert "2 images of synthetic, 3 draws each of the recipe seed" in done.stdout
+    assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_train_then_eval_from_prep_to_confusion_matrix(betons, tmp_path):
@@ -118,6 +125,7 @@ def test_ctrl_c_ends_with_a_checkpoint_and_resume_goes_on(betons, tmp_path):
         (["info", "--device", "tpu"], "--device tpu"),
         (["prep", "nowhere"], "nowhere"),
         (["prep", "synthetic", "--val-fraction", "1.5"], "1.5"),
+        (["augment", "--data", "nowhere"], "fastcifar prep"),
         (["frob"], "frob"),
         (["recipes", "--json", "/"], "--json /: no file can be written there"),
         (["info", "--set", "model.name=[1]"], "model.name"),

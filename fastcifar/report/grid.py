@@ -1,0 +1,68 @@
+"""A picture of what a policy does: real images, one a row, the original at the left and several draws beside it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+from fastcifar.augment import Normalize, Policy
+from fastcifar.data.dataset import Split
+from fastcifar.data.resident import ResidentLoader
+from fastcifar.errors import UserError
+from fastcifar.files import replacing
+
+FORMATS = ".png", ".pdf", ".svg"
+INCHES = 0.9  # side of one image
+
+
+def draw_grid(
+    split: Split,
+    policy: Policy,
+    classes: Sequence[str],
+    out: Path,
+    *,
+    images: int,
+    draws: int,
+    seed: int,
+    device: torch.device,
+) -> None:
+    """Draw the first `images` of a split as they are, and as training sees them in epochs 0 to `draws` - 1 of `seed`.
+
+    Raises:
+        UserError: a count out of range, or a format that cannot be written.
+    """
+    if not 1 <= images <= len(split.labels):
+        raise UserError(f"--images {images}: must be between 1 and the {len(split.labels)} of the training split")
+    if draws < 1:
+        raise UserError(f"--draws {draws}: must be at least 1")
+    if out.suffix not in FORMATS:
+        raise UserError(f"--out {out}: must end in one of {', '.join(FORMATS)}")
+    columns = [torch.from_numpy(split.images[:images]) / 255]
+    # Not shuffled, sample i stands in row i; its draws depend on nothing but (seed, epoch, i).
+    loader = ResidentLoader(
+        split, policy, batch_size=images, seed=seed, device=device, shuffle=False, num_classes=len(classes)
+    )
+    for epoch in range(draws):
+        loader.set_epoch(epoch)
+        columns.append(restored(loader.batch(0)[0], policy))
+    figure = Figure(figsize=((draws + 1) * INCHES + 1, images * INCHES + 0.4), layout="constrained")
+    axes = figure.subplots(images, draws + 1, squeeze=False)
+    for column, (title, pictures) in enumerate(zip(["original", *map("epoch {}".format, range(draws))], columns, strict=True)):
+        axes[0, column].set_title(title, fontsize=8)
+        for row, picture in enumerate(pictures.numpy()):
+            axes[row, column].imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes[row, column].set(xticks=[], yticks=[])
+    for row, label in enumerate(split.labels[:images]):
+        axes[row, 0].set_ylabel(classes[label], fontsize=8)
+    with replacing(out) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def restored(batch: torch.Tensor, policy: Policy) -> torch.Tensor:
+    """A batch (B, C, H, W) as pictures (B, H, W, C) on the CPU, its normalisation undone, cut off to 0 .. 1."""
+    pictures = batch.float().cpu().permute(0, 2, 3, 1)
+    for transform in policy.transforms:
+        if isinstance(transform, Normalize):
+            pictures = pictures * torch.tensor(transform.std) + torch.tensor(transform.mean)
+    return pictures.clamp(0, 1)
