@@ -13,6 +13,7 @@ _HOMES = {
     "RandomErasing": "fastcifar.augment.erasing",
     "Recipe": "fastcifar.config",
     "ResidentLoader": "fastcifar.data.resident",
+    "StreamingLoader": "fastcifar.data.streaming",
     "UserError": "fastcifar.errors",
     "build_model": "fastcifar.models",
     "evaluate": "fastcifar.engine.evaluate",

@@ -112,8 +112,12 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Short for --set train.epochs=N.")] = None,
     seed: Annotated[int | None, typer.Option(help="Short for --set train.seed=N.")] = None,
     set_: Overrides = [],  # noqa: B006 (typer's way of an option given many times)
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="Short for --set train.deterministic=true.")] = False,
     device: Device = "auto",
-    step: Annotated[str, typer.Option(help="Back end of the training step: auto, eager or compiled.")] = "auto",
+    step: Annotated[str, typer.Option(help="Back end of the training step: auto, captured, compiled or eager.")] = "auto",
+    loader: Annotated[
+        str, typer.Option(help="auto, resident, or streaming for data larger than the device's memory.")
+    ] = "auto",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the loss of every log_every steps.")] = False,
     json: Json = None,
 ) -> None:
@@ -127,16 +131,16 @@ def train(
     from fastcifar.report.console import Reporter
 
     shortcuts = [f"train.{key}={value}" for key, value in (("epochs", epochs), ("seed", seed)) if value is not None]
+    shortcuts += ["train.deterministic=true"] if deterministic else []
     if resume and (out or set_ or shortcuts or recipe):
-        raise UserError("--resume goes on with the run's own recipe; leave out --recipe, --set, --epochs, --seed and --out")
+        raise UserError("--resume goes on with the run's own recipe; give it no other and no --out")
     with joined(device) as world:
         run, resolved = open_run(resume) if resume else (None, load_recipe(recipe or "seed", [*shortcuts, *set_]))
         dataset = load_dataset(data)
         reporter = Reporter(verbose=verbose)
         with stop_on_interrupt(echo=0.0 if world.size == 1 else 5.0) as should_stop:
-            result = run_training(
-                resolved, dataset, out, resume=run, device=device, backend=step, reporter=reporter, should_stop=should_stop
-            )
+            how = {"device": device, "backend": step, "loader": loader, "reporter": reporter, "should_stop": should_stop}
+            result = run_training(resolved, dataset, out, resume=run, **how)
     if world.leads and result.finished:
         _write(json, result.summary)
     if not result.finished:

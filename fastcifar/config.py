@@ -19,7 +19,7 @@ from fastcifar.optim.optimizers import OptimizerConfig
 from fastcifar.optim.schedules import ScheduleConfig
 
 RECIPES = Path(__file__).parent / "recipes"
-PRECISIONS = {"bf16": "bfloat16", "fp32": "float32"}
+PRECISIONS = {"bf16": "bfloat16", "tf32": "float32", "fp32": "float32"}
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,18 @@ class TrainConfig:
     epochs: Annotated[int, "passes over the training split"] = 40
     batch_size: Annotated[int, "images a step"] = 64
     precision: Annotated[
-        Literal["bf16", "fp32"], "bf16: autocast to bfloat16 over float32 weights; fp32: float32 throughout"
+        Literal["bf16", "tf32", "fp32"],
+        "bf16: autocast to bfloat16 over float32 weights; tf32: float32 with factors rounded to 10 bits; fp32: float32",
     ] = "bf16"
+    pad_widths: Annotated[
+        Literal[0, 8, 16, 32, 64],
+        "pad awkward widths to a multiple of this for tensor cores; it changes nothing but the time; 0: do not",
+    ] = 0
     label_smoothing: Annotated[float, "share of the target spread over all classes, 0 to below 1"] = 0.0
+    sync_batchnorm: Annotated[
+        bool, "BatchNorm over the whole batch rather than each process's part of it; matters with several processes only"
+    ] = False
+    deterministic: Annotated[bool, "the same seed on the same device gives the same weights to the bit, at some speed"] = False
     log_every: Annotated[int, "steps over which the training loss is averaged for the log"] = 100
     seed: Annotated[int, "64-bit seed of weights, order, augmentation and dropout"] = 0
 
@@ -51,7 +60,7 @@ class TrainConfig:
 class EvaluateConfig:
     """How a split is scored."""
 
-    batch_size: Annotated[int, "images a forward pass; it does not change the result beyond rounding"] = 1000
+    batch_size: Annotated[int, "images a forward pass of all processes; it does not change the result beyond rounding"] = 1000
     tta: Annotated[Literal["none", "flip"], "test-time augmentation: flip averages the logits of an image and its mirror"] = (
         "none"
     )

@@ -11,6 +11,10 @@ class UserError(ValueError):
     """
 
 
+class RepeatedError(UserError):
+    """What another process of the same run has said already: the command line exits with code 2 and stays silent."""
+
+
 def nearest(word: str, valid: Iterable[str]) -> str:
     """The end of a message about an unknown word: the valid word most like it, or all of them where none is."""
     choices = list(valid)

@@ -10,6 +10,7 @@ import torch
 from fastcifar.augment.philox import Stream, Words, below, philox4x32, uniform
 from fastcifar.augment.policy import CutMix, Policy
 from fastcifar.augment.reference import augment, inside_boxes
+from fastcifar.errors import UserError
 
 IGNORE = -100
 """Label of an image that only pads a batch; `torch.nn.functional.cross_entropy` ignores it by default."""
@@ -24,32 +25,37 @@ def load_batch(
     batch_size: int,
     policy: Policy,
     num_classes: int,
+    streamed: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Batch number `step` of an order, augmented.
 
     Args:
-        images_NHWC: (N, H, W, C) uint8, contiguous.
+        images_NHWC: (N, H, W, C) uint8, contiguous; where `streamed`, only the batch's own, (B, H, W, C) in its order.
         labels: (N,) int64.
         order: int64 indices in 0 .. N - 1; the batch is order[step * B : (step + 1) * B], and where that is too short, it
             is filled with sample 0, labelled IGNORE.
         state: (3,) int64: seed, epoch, step. It lies on the device, so that a captured graph reads what is newest.
         batch_size: B.
         num_classes: K.
+        streamed: the images are not all on the device. Labels and order are.
 
     Returns:
         Images (B, C, h, w) in channels-last memory and the policy's dtype. Targets: labels (B,) int64, or where the policy
         mixes images their probabilities (B, K) float32.
 
     Raises:
-        UserError: the policy does not fit images of this size or number of channels.
+        UserError: the policy does not fit images of this size or number of channels, or mixes them where `streamed`.
     """
+    if streamed:
+        refuse_mixing(policy)
     seed, epoch, step = state
     position = step * batch_size + torch.arange(batch_size, device=order.device)
     present = position < len(order)
     index = torch.where(present, order[position.clamp(max=len(order) - 1)], 0)
     label = torch.where(present, labels[index], IGNORE)
     if not policy.mixing:
-        return augment(images_NHWC[index], index, epoch=epoch, seed=seed, policy=policy), label
+        pixels = images_NHWC if streamed else images_NHWC[index]
+        return augment(pixels, index, epoch=epoch, seed=seed, policy=policy), label
 
     words = philox4x32(seed, index, epoch, int(Stream.MIX))
     partner = below(words[0], len(labels))
@@ -65,6 +71,15 @@ def load_batch(
     weight, classes = weight.float()[:, None], torch.arange(num_classes, device=order.device)
     targets = weight * (label[:, None] == classes) + (1 - weight) * (labels[partner][:, None] == classes)
     return mixed.to(getattr(torch, policy.dtype)).contiguous(memory_format=torch.channels_last), targets
+
+
+def refuse_mixing(policy: Policy) -> None:
+    """Raise UserError where `policy` mixes images, which a streamed batch cannot."""
+    if policy.mixing:
+        raise UserError(
+            f"{type(policy.mixing).__name__} takes partners from the whole data set, which a streamed batch has not; "
+            "leave it out, or use --loader resident"
+        )
 
 
 def symmetric_beta(radius: torch.Tensor, angle: torch.Tensor, alpha: float) -> torch.Tensor:

@@ -17,7 +17,7 @@ import triton.language as tl
 from fastcifar.augment import kernels as device
 from fastcifar.augment import policy as p
 from fastcifar.augment import transforms
-from fastcifar.augment.batch import IGNORE
+from fastcifar.augment.batch import IGNORE, refuse_mixing
 
 MIX_UP, CUT_MIX = tl.constexpr(1), tl.constexpr(2)
 MIX_STREAM = transforms.MIX_STREAM
@@ -64,9 +64,12 @@ def _augment_kernel(
     images_ptr, labels_ptr, order_ptr, state_ptr, out_ptr, targets_ptr, length, count,
     POLICY: tl.constexpr, MIX: tl.constexpr, ALPHA: tl.constexpr, CLASSES: tl.constexpr, CLASS_BLOCK: tl.constexpr,
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, OUT_H: tl.constexpr, OUT_W: tl.constexpr,
-    DTYPE: tl.constexpr, PACKED: tl.constexpr, BLOCK: tl.constexpr,
+    DTYPE: tl.constexpr, PACKED: tl.constexpr, BLOCK: tl.constexpr, STREAMED: tl.constexpr,
 ):  # fmt: skip
-    """images_ptr (N, H, W, C) uint8, order_ptr (length,) int64, state_ptr: seed, epoch, step -> out_ptr (B, h, w, C)."""
+    """images_ptr (N, H, W, C) uint8, order_ptr (length,) int64, state_ptr: seed, epoch, step -> out_ptr (B, h, w, C).
+
+    If STREAMED, images_ptr is (B, H, W, C), the batch's own.
+    """
     row = tl.program_id(0)
     seed, epoch, step = tl.load(state_ptr), tl.load(state_ptr + 1), tl.load(state_ptr + 2)
     position = step * tl.num_programs(0) + row
@@ -74,7 +77,8 @@ def _augment_kernel(
     sample = tl.load(order_ptr + position, mask=present, other=0)
     label = tl.where(present, tl.load(labels_ptr + sample), IGNORED)
     lane, words = device.draw_words(seed, sample, epoch, 0)
-    key, image_ptr = (seed, sample, epoch), images_ptr + sample * (H * W * C)
+    image = row.to(tl.int64) if STREAMED else sample
+    key, image_ptr = (seed, sample, epoch), images_ptr + image * (H * W * C)
     own = (image_ptr, key, transforms.parameters(image_ptr, key, lane, words, POLICY, len(POLICY), W, C, BLOCK))
 
     if MIX == 0:
@@ -137,11 +141,14 @@ def load_batch(
     batch_size: int,
     policy: p.Policy,
     num_classes: int,
+    streamed: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Batch number `step` of an order, augmented, in one launch; arguments and results are those of `batch.load_batch`.
 
     Safe inside CUDA graph capture: shapes are static, nothing waits for the device, and seed, epoch and step are read there.
     """
+    if streamed:
+        refuse_mixing(policy)
     constants, options = specialize(policy, tuple(images_NHWC.shape[1:]), batch_size, num_classes)
     images = torch.empty(
         (batch_size, constants["OUT_H"], constants["OUT_W"], constants["C"]),
@@ -155,7 +162,7 @@ def load_batch(
     out = images.view(-1).view(torch.int32) if constants["PACKED"] else images
     with torch.cuda.device_of(images):
         _augment_kernel[(batch_size,)](
-            images_NHWC, labels, order, state, out, targets, len(order), len(labels), **constants, **options
+            images_NHWC, labels, order, state, out, targets, len(order), len(labels), STREAMED=streamed, **constants, **options
         )
     return images.permute(0, 3, 1, 2), targets
 

@@ -10,6 +10,7 @@ import torch
 from fastcifar.augment import Policy, epoch_order
 from fastcifar.augment.backend import batch_loader, choose_augment
 from fastcifar.data.dataset import Split
+from fastcifar.data.shard import WHOLE, Shard
 from fastcifar.errors import UserError
 
 
@@ -25,17 +26,19 @@ class ResidentLoader:
     Args:
         split: images (N, H, W, C) uint8 and labels (N,) int64.
         policy: the transforms of a batch; `policy.evaluation()` for evaluation.
-        batch_size: B.
+        batch_size: B of all ranks together.
         seed: 64-bit seed of the order and of every augmentation draw.
         device: where the split lives.
         shuffle: training (True) or evaluation (False).
         num_classes: K; by default one more than the largest label.
+        shard: this process's part of every training batch, or of an evaluation's images; B above is then its share.
 
     Attributes:
+        batch_size: images of this rank in a batch.
         augment: "fused" (the Triton kernel, on CUDA) or "reference" (PyTorch), and `augment_reason` why.
 
     Raises:
-        UserError: training with a batch larger than the split.
+        UserError: training with a batch larger than the split, or one that the ranks cannot share equally.
     """
 
     def __init__(
@@ -48,10 +51,13 @@ class ResidentLoader:
         device: torch.device | str = "cpu",
         shuffle: bool = True,
         num_classes: int | None = None,
+        shard: Shard = WHOLE,
     ) -> None:
         self.images = torch.from_numpy(split.images).to(device)
         self.labels = torch.from_numpy(split.labels).to(device)
-        self.policy, self.batch_size, self.seed, self.shuffle = policy, batch_size, seed, shuffle
+        self.policy, self.seed, self.shuffle = policy, seed, shuffle
+        self.shard, self.global_batch_size = shard, batch_size
+        self.batch_size = shard.training_batch(batch_size) if shuffle else shard.evaluation_batch(batch_size)
         self.num_classes = num_classes or int(split.labels.max()) + 1
         self.state = torch.tensor([seed, 0, 0], device=device)  # seed, epoch, step: read on the device
         self.augment, self.augment_reason = choose_augment(self.labels.device)
@@ -61,11 +67,12 @@ class ResidentLoader:
                 f"train.batch_size = {batch_size}: larger than the split of {len(self.labels)} images; choose a smaller one"
             )
         policy.output_size(*split.images.shape[1:])  # raises where the policy does not fit the images
+        self.order: torch.Tensor | None = None
         self.set_epoch(0)
 
     def __len__(self) -> int:
         """Number of batches in an epoch."""
-        whole, rest = divmod(len(self.labels), self.batch_size)
+        whole, rest = divmod(len(self.order), self.batch_size)
         return whole if self.shuffle or not rest else whole + 1
 
     def set_epoch(self, epoch: int) -> None:
@@ -73,13 +80,22 @@ class ResidentLoader:
         self.epoch = epoch
         self.state[1].fill_(epoch)
         if self.shuffle:
-            self.order = epoch_order(self.seed, epoch, len(self.labels), self.labels.device)
+            order = epoch_order(self.seed, epoch, len(self.labels), self.labels.device)
+            order = self.shard.of_training(order, self.global_batch_size)
         else:
-            self.order = torch.arange(len(self.labels), device=self.labels.device)
+            order = self.shard.of_evaluation(torch.arange(len(self.labels), device=self.labels.device))
+        if self.order is None:
+            self.order = order
+        else:
+            self.order.copy_(order)  # in place: a captured graph reads it there
 
     def batch(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Batch number `position` of the selected epoch, 0 to `len(self) - 1`."""
         self.state[2].fill_(position)
+        return self.load()
+
+    def load(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The batch whose number is in `state[2]`: nothing of it comes from the host, so that it can be captured."""
         return self._load_batch(
             self.images,
             self.labels,

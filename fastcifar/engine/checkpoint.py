@@ -14,6 +14,7 @@ from torch import nn
 from fastcifar.errors import UserError
 from fastcifar.files import replacing
 from fastcifar.models import ModelConfig
+from fastcifar.models.padding import padded, unpadded
 
 
 @dataclass(frozen=True)
@@ -98,14 +99,15 @@ def restore_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: torch
     for name, parameter in model.named_parameters():
         prefix = f"{name}:"
         state = {key.removeprefix(prefix): tensor for key, tensor in saved.items() if key.startswith(prefix)}
-        for key, tensor in state.items():
+        for key, real in state.items():
+            tensor = padded(model, name, real)
             restored = torch.empty_like(parameter) if tensor.shape == parameter.shape else torch.empty_like(tensor)
             optimizer.state[parameter][key] = restored.to(parameter.device).copy_(tensor)
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     return {
-        f"{name}:{key}": tensor
+        f"{name}:{key}": unpadded(model, name, tensor)
         for name, parameter in model.named_parameters()
         for key, tensor in optimizer.state.get(parameter, {}).items()
     }

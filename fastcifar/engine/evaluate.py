@@ -11,12 +11,16 @@ from torch import nn
 
 from fastcifar.augment import IGNORE
 from fastcifar.config import Recipe
-from fastcifar.data.dataset import Dataset, Split
-from fastcifar.data.resident import ResidentLoader
+from fastcifar.data.dataset import Dataset
+from fastcifar.data.shard import WHOLE, Shard
+from fastcifar.data.streaming import open_loader
 from fastcifar.engine.checkpoint import load_checkpoint, restore_model
-from fastcifar.engine.precision import autocast
+from fastcifar.engine.distributed import World
+from fastcifar.engine.precision import arithmetic, autocast
 from fastcifar.errors import UserError
 from fastcifar.models import build_model
+
+Loader = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,12 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    loader: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    loader: Loader,
     num_classes: int,
     *,
     precision: str = "bf16",
     tta: str = "none",
+    world: World | None = None,
 ) -> Evaluation:
     """Score `model` on every image of an evaluation loader.
 
@@ -75,8 +80,9 @@ def evaluate(
         model: maps images (B, C, H, W) to logits (B, K).
         loader: yields (images, labels); see `ResidentLoader(shuffle=False)`.
         num_classes: K.
-        precision: "bf16" or "fp32".
+        precision: "bf16", "tf32" or "fp32".
         tta: "flip" averages the logits of each image and its mirror; "none" does not.
+        world: where given, the loaders of its ranks hold parts of the split, and every rank gets the score of the whole.
     """
     device = next(model.parameters()).device
     loss = torch.zeros((), device=device)
@@ -92,21 +98,26 @@ def evaluate(
         cells = torch.where(labels == IGNORE, num_classes**2, labels * num_classes + logits.argmax(1))
         confusion.index_add_(0, cells, torch.ones_like(cells))
     model.train(was_training)
+    if world:
+        world.sum(loss, confusion)
     confusion = confusion[:-1].view(num_classes, num_classes).cpu()
     return Evaluation(loss=loss.item() / int(confusion.sum()), confusion=confusion)
 
 
-def evaluation_loader(split: Split | None, recipe: Recipe, device: torch.device) -> ResidentLoader | None:
-    """The loader that scores a split as the recipe says; None for a split that the data set does not have."""
-    if split is None:
+def evaluation_loader(
+    dataset: Dataset, split: str, recipe: Recipe, device: torch.device, *, kind: str = "resident", shard: Shard = WHOLE
+) -> Loader | None:
+    """The loader that scores a split, or a part of it, as the recipe says; None for a split that there is not."""
+    if getattr(dataset, split) is None:
         return None
-    policy = recipe.augment.evaluation()
-    return ResidentLoader(split, policy, batch_size=recipe.evaluate.batch_size, device=device, shuffle=False)
+    options = {"batch_size": recipe.evaluate.batch_size, "device": device, "shuffle": False, "shard": shard}
+    return open_loader(kind, dataset, split, recipe.augment.evaluation(), **options)
 
 
-def score_model(model: nn.Module, loader: ResidentLoader, recipe: Recipe) -> Evaluation:
+def score_model(model: nn.Module, loader: Loader, recipe: Recipe, world: World | None = None) -> Evaluation:
     """Score `model` with the precision and test-time augmentation of the recipe."""
-    return evaluate(model, loader, recipe.model.num_classes, precision=recipe.train.precision, tta=recipe.evaluate.tta)
+    precision, tta = recipe.train.precision, recipe.evaluate.tta
+    return evaluate(model, loader, recipe.model.num_classes, precision=precision, tta=tta, world=world)
 
 
 def evaluate_run(recipe: Recipe, path: Path, dataset: Dataset, split: str, device: torch.device) -> Evaluation:
@@ -120,7 +131,8 @@ def evaluate_run(recipe: Recipe, path: Path, dataset: Dataset, split: str, devic
     recipe = recipe.with_classes(len(dataset.manifest.classes), dataset.manifest.image_shape[2])
     model = build_model(recipe.model)
     restore_model(load_checkpoint(path), model, recipe.model)
-    loader = evaluation_loader(getattr(dataset, split), recipe, device)
+    loader = evaluation_loader(dataset, split, recipe, device)
     if loader is None:
         raise UserError(f"--split {split}: {dataset.root} has no {split} split")
-    return score_model(model.to(device, memory_format=torch.channels_last), loader, recipe)
+    with arithmetic(recipe.train.precision):
+        return score_model(model.to(device, memory_format=torch.channels_last), loader, recipe)

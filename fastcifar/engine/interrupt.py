@@ -2,19 +2,28 @@
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 @contextmanager
-def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Yield a function that turns true at the first Ctrl-C or SIGTERM; a second one interrupts at once."""
+def stop_on_interrupt(echo: float = 0.0) -> Iterator[Callable[[], bool]]:
+    """Yield a function that turns true at the first Ctrl-C or SIGTERM; a second one interrupts at once.
+
+    Within `echo` seconds of the first, signals are taken for the same one: torchrun passes on to its processes the Ctrl-C
+    that the terminal has given them already.
+    """
     requested = threading.Event()
+    first = 0.0
 
     def request(number: int, frame: object) -> None:
-        if requested.is_set():
+        nonlocal first
+        if not requested.is_set():
+            first = time.monotonic()
+            requested.set()
+        elif time.monotonic() - first >= echo:
             raise KeyboardInterrupt
-        requested.set()
 
     previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -21,7 +21,7 @@ from fastcifar.engine.precision import autocast
 from fastcifar.errors import UserError
 from fastcifar.optim.schedules import lr_table
 
-BACKENDS = "eager", "compiled"
+BACKENDS = "captured", "compiled", "eager"
 
 
 class Loader(Protocol):
@@ -30,13 +30,14 @@ class Loader(Protocol):
     def __len__(self) -> int: ...
     def set_epoch(self, epoch: int) -> None: ...
     def batch(self, position: int) -> tuple[torch.Tensor, torch.Tensor]: ...
+    def load(self) -> tuple[torch.Tensor, torch.Tensor]: ...  # for "captured"
 
 
 class Step(Protocol):
     """A training step with a memory of where it is.
 
     Attributes:
-        backend: "eager" or "compiled".
+        backend: its name in BACKENDS.
         losses: (total steps,) float32 on the device; NaN where no step was taken yet.
         correct: () int64 on the device, correct predictions since the epoch began.
     """
@@ -56,9 +57,17 @@ class EagerStep:
     """The step in plain PyTorch; with `compiled`, forward pass and loss go through torch.compile."""
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, loader: Loader, recipe: Recipe, *, compiled: bool
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loader: Loader,
+        recipe: Recipe,
+        *,
+        compiled: bool,
+        average_gradients: Callable[[], None] | None = None,
     ) -> None:
         self.backend = "compiled" if compiled else "eager"
+        self.average_gradients = average_gradients
         self.model, self.optimizer, self.loader = model, optimizer, loader
         self.lr = optimizer.param_groups[0]["lr"]
         device = self.lr.device
@@ -87,6 +96,8 @@ class EagerStep:
         self.lr.copy_(self.lr_table[self.position])
         loss, correct = self.forward(images, labels)
         loss.backward()
+        if self.average_gradients:
+            self.average_gradients()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.losses[self.position] = loss.detach()
@@ -112,29 +123,46 @@ def forward_loss(
     return forward
 
 
-def build(model: nn.Module, optimizer: torch.optim.Optimizer, loader: Loader, recipe: Recipe, backend: str = "eager") -> Step:
-    """The training step of `recipe` by the back end named "eager" or "compiled"."""
-    return EagerStep(model, optimizer, loader, recipe, compiled=backend == "compiled")
+def build(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: Loader,
+    recipe: Recipe,
+    backend: str = "eager",
+    *,
+    average_gradients: Callable[[], None] | None = None,
+) -> Step:
+    """The training step of `recipe` by the back end named.
+
+    `average_gradients` is called between backward and update; see `fastcifar.engine.distributed`.
+    """
+    if backend == "captured":
+        from fastcifar.engine.captured import CapturedStep  # here: it builds on this module
+
+        return CapturedStep(model, optimizer, loader, recipe, average_gradients=average_gradients)
+    return EagerStep(model, optimizer, loader, recipe, compiled=backend == "compiled", average_gradients=average_gradients)
 
 
 def choose_backend(asked: str, device: torch.device) -> tuple[str, str]:
-    """(back end, reason) for "auto", "eager" or "compiled".
+    """(back end, reason) for "auto" or one of BACKENDS.
 
     Raises:
-        UserError: no such back end, or "compiled" where torch.compile cannot work.
+        UserError: no such back end, "compiled" where torch.compile cannot work, or "captured" without CUDA.
     """
     if asked not in ("auto", *BACKENDS):
         raise UserError(f"--step {asked}: must be auto or one of {', '.join(BACKENDS)}")
     missing = _missing_compiler()
-    if asked == "compiled" and missing:
-        raise UserError(f"--step compiled: torch.compile needs {missing}")
+    if asked == "captured" and device.type != "cuda":
+        raise UserError(f"--step captured: a CUDA graph needs a CUDA device, this is {device}; leave --step out")
+    if asked in ("compiled", "captured") and missing:
+        raise UserError(f"--step {asked}: torch.compile needs {missing}")
     if asked != "auto":
         return asked, "as asked"
     if device.type != "cuda":
         return "eager", "torch.compile is no gain on a CPU"
     if missing:
         return "eager", f"torch.compile needs {missing}"
-    return "compiled", "the fastest on CUDA so far"
+    return "compiled", "captured is not measured yet"
 
 
 def _missing_compiler() -> str:

@@ -8,19 +8,29 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from rich.console import Console
 
 from fastcifar.config import Recipe, dump_recipe
 from fastcifar.data.dataset import Dataset
-from fastcifar.data.resident import ResidentLoader
+from fastcifar.data.streaming import choose_loader, open_loader
 from fastcifar.engine import step as steps
 from fastcifar.engine.checkpoint import load_checkpoint, restore_model, restore_optimizer, save_checkpoint
-from fastcifar.engine.environment import choose_device, environment
-from fastcifar.engine.evaluate import Evaluation, evaluation_loader, score_model
-from fastcifar.engine.precision import has_bf16
+from fastcifar.engine.distributed import (
+    World,
+    gather_random_state,
+    joined,
+    own_random_state,
+    seed_rank,
+    synchronise_batchnorm,
+)
+from fastcifar.engine.environment import environment
+from fastcifar.engine.evaluate import Evaluation, Loader, evaluation_loader, score_model
+from fastcifar.engine.precision import arithmetic, has_bf16
 from fastcifar.engine.rundir import RunDirectory, new_run, read_environment
 from fastcifar.errors import UserError
 from fastcifar.files import write_json, write_text
 from fastcifar.models import build_model
+from fastcifar.models.padding import pad_widths, real_parameters
 from fastcifar.optim.optimizers import build_optimizer
 from fastcifar.report.console import Reporter
 from fastcifar.report.metrics import MetricsLog
@@ -52,6 +62,7 @@ def train(
     resume: RunDirectory | None = None,
     device: str = "auto",
     backend: str = "auto",
+    loader: str = "auto",
     reporter: Reporter | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Result:
@@ -63,7 +74,8 @@ def train(
         out: the run directory to make; runs/<recipe>-<date>-<time> by default.
         resume: a run to go on with, instead of `out`, from its last checkpoint.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        backend: "auto", "eager" or "compiled"; see `fastcifar.engine.step`.
+        backend: "auto", "captured", "compiled" or "eager"; see `fastcifar.engine.step`.
+        loader: "auto", "resident" or "streaming"; see `fastcifar.data.streaming.choose_loader`.
         reporter: prints the run; a plain `Reporter()` by default.
         should_stop: asked between two steps; once true, the run ends with a checkpoint from which it can be resumed.
 
@@ -71,11 +83,13 @@ def train(
         UserError: the recipe does not fit the data, the checkpoint does not fit the recipe, or the loss is not finite.
     """
     recipe = recipe.with_classes(len(dataset.manifest.classes), dataset.manifest.image_shape[2])
-    run = resume or new_run(recipe, out)
-    trainer = Trainer(recipe, dataset, run, choose_device(device), backend, reporter or Reporter())
-    if resume:
-        trainer.resume()
-    return trainer.fit(should_stop)
+    with joined(device) as world, arithmetic(recipe.train.precision, deterministic=recipe.train.deterministic):
+        run = resume or world.first(lambda: new_run(recipe, out))
+        reporter = (reporter or Reporter()) if world.leads else Reporter(console=Console(quiet=True, force_terminal=False))
+        trainer = Trainer(recipe, dataset, run, world, backend, loader, reporter)
+        if resume:
+            trainer.resume()
+        return trainer.fit(should_stop)
 
 
 class Trainer:
@@ -86,31 +100,50 @@ class Trainer:
         recipe: Recipe,
         dataset: Dataset,
         run: RunDirectory,
-        device: torch.device,
+        world: World,
         backend: str,
+        loader: str,
         reporter: Reporter,
     ) -> None:
         self.started = time.perf_counter()
-        self.recipe, self.dataset, self.run, self.device, self.reporter = recipe, dataset, run, device, reporter
+        self.recipe, self.dataset, self.run, self.reporter = recipe, dataset, run, reporter
+        self.world, self.device = world, world.device
+        device = world.device
         torch.manual_seed(recipe.train.seed)
-        self.model = build_model(recipe.model).to(device, memory_format=torch.channels_last)
+        model = build_model(recipe.model)
+        if recipe.train.pad_widths:
+            pad_widths(model, recipe.train.pad_widths)
+        self.model = model.to(device, memory_format=torch.channels_last)
+        if recipe.train.sync_batchnorm:
+            self.model = synchronise_batchnorm(self.model, world)
+        seed_rank(recipe.train.seed, world)
         self.optimizer = build_optimizer(self.model, recipe.optimizer)
-        self.loader = ResidentLoader(
-            dataset.train,
+        pixels = dataset.manifest.counts["train"] * math.prod(dataset.manifest.image_shape)
+        self.loader_kind, self.loader_reason = world.first(lambda: choose_loader(loader, pixels, device))
+        self.loader = open_loader(
+            self.loader_kind,
+            dataset,
+            "train",
             recipe.augment,
             batch_size=recipe.train.batch_size,
             seed=recipe.train.seed,
             device=device,
             num_classes=recipe.model.num_classes,
+            shard=world.shard,
         )
-        self.val_loader = evaluation_loader(dataset.val, recipe, device)
+        self.val_loader = self._evaluation_loader("val")
         self.backend, self.why = steps.choose_backend(backend, device)
-        self.step = steps.build(self.model, self.optimizer, self.loader, recipe, self.backend)
+        if self.backend == "captured" and self.loader_kind == "streaming":
+            raise UserError("--step captured: a streamed batch comes from the host; use --step compiled or --loader resident")
+        average = world.gradients(self.model)
+        self.step = steps.build(self.model, self.optimizer, self.loader, recipe, self.backend, average_gradients=average)
         self.log = MetricsLog(run.metrics)
         self.position = 0
         """Steps taken so far."""
         self.logged = 0
         """Steps whose losses are in the log."""
+        self.merged = 0
+        """Steps whose losses are those of all ranks."""
         self.best_accuracy = -1.0
         self.seconds = {"train": 0.0, "evaluate": 0.0}
         self.earlier_seconds = 0.0
@@ -138,8 +171,11 @@ class Trainer:
         self.earlier_seconds = info["total_seconds"]
         self.step.seek(self.position)
         self.step.losses.copy_(state["losses"])
-        self.step.correct.copy_(state["correct"])
-        _set_random_state(state, self.device)
+        if self.world.leads:  # the sum over the ranks is one rank's to bring along
+            self.step.correct.copy_(state["correct"])
+        self.merged = self.position
+        seed_rank(self.recipe.train.seed, self.world, self.position)
+        _set_random_state(own_random_state(state, self.world), self.device)
         self.log.load(self.position)
         if len(self.log.epochs()) != self.position // len(self.loader):
             raise UserError(f"{self.log.path}: does not hold the epochs before step {self.position}; it is damaged")
@@ -150,13 +186,26 @@ class Trainer:
         if began_with != self.dataset.manifest.sha256:
             raise UserError(f"{self.run.root}: began with other data than {self.dataset.root} holds; give its own with --data")
 
+    def _begin_as_one(self) -> None:
+        """See that all ranks train the same, and give them rank 0's weights and optimizer state."""
+        begun = self.world.gather((dump_recipe(self.recipe), str(self.dataset.manifest.sha256), self.position))
+        for what, values in zip(("recipe", "data", "checkpoint"), zip(*begun, strict=True), strict=True):
+            if len(set(values)) > 1:
+                raise UserError(f"{self.run.root}: the processes of the run have different {what}s; give all of them the same")
+        states = [tensor for state in self.optimizer.state.values() for tensor in state.values()]
+        self.world.copy_first([*self.model.parameters(), *self.model.buffers(), *states])
+
     def fit(self, should_stop: Callable[[], bool]) -> Result:
         """Train to the end of the recipe, or until `should_stop`; then test once, on the last weights."""
-        self._describe()
+        self._begin_as_one()
+        if self.world.leads:
+            self._describe()
         self.reporter.line(
-            f"{self.run.root}: {self.recipe.name} on {self.dataset.manifest.name}, {self.device}, "
+            f"{self.run.root}: {self.recipe.name} on {self.dataset.manifest.name}, {self._where()}, "
             f"{self.backend} step ({self.why}), {self.loader.augment} augmentation ({self.loader.augment_reason})"
         )
+        if self.loader_kind == "streaming":
+            self.reporter.line(f"streaming from {self.dataset.root}: {self.loader_reason}")
         if self.recipe.train.precision == "bf16" and not has_bf16(self.device):
             self.reporter.line(f"{self.device} has no bf16 arithmetic: --set train.precision=fp32 will be faster")
         self.reporter.start(epochs=self.recipe.train.epochs, steps_per_epoch=len(self.loader), step=self.position)
@@ -169,13 +218,19 @@ class Trainer:
             self.reporter.stop()
         return Result(self.run, finished=True, summary=self._finish(), model=self.model)
 
+    def _where(self) -> str:
+        return str(self.device) if self.world.size == 1 else f"{self.world.size} x {self.device.type}"
+
     def _describe(self) -> None:
         """Write what the run is: recipe.toml and environment.json."""
         described = environment(self.device) | {
             "dataset": self.dataset.manifest.name,
             "dataset_sha256": self.dataset.manifest.sha256,
+            "processes": self.world.size,
             "step": self.backend,
             "step_reason": self.why,
+            "loader": self.loader_kind,
+            "loader_reason": self.loader_reason,
             "augment": self.loader.augment,
             "augment_reason": self.loader.augment_reason,
         }
@@ -189,22 +244,32 @@ class Trainer:
         # On a CPU a step is over when it returns: report each. A GPU is given many at once and is not waited for.
         portion = 1 if self.device.type == "cpu" else self.recipe.train.log_every
         while self.position < end:
-            if should_stop():
+            if self.world.any(should_stop()):
+                self._merge()
                 self._account(begun)
                 self._save_last()
                 return False
             count = min(portion, end - self.position)
             self.step.run(count)
             self.position += count
-            if self.device.type == "cpu":
+            if self.device.type == "cpu" and self.world.size == 1:
                 self._log_steps(self.step.losses)
             speed = (self.position - first) * self.recipe.train.batch_size / (time.perf_counter() - begun)
             self.reporter.advance(self.position, self._newest_loss(), speed)
         self._finish_epoch(begun, (end - first) * self.recipe.train.batch_size)
         return True
 
+    def _merge(self) -> None:
+        """Make one of what the ranks counted since the last time; BatchNorm's running statistics become those of rank 0."""
+        if self.merged < self.position:
+            self.world.mean(self.step.losses[self.merged : self.position])
+            self.world.sum(self.step.correct)
+            self.world.copy_first(self.model.buffers())
+            self.merged = self.position
+
     def _finish_epoch(self, begun: float, images: int) -> None:
         """Read the epoch's metrics, validate, log, checkpoint and draw."""
+        self._merge()
         losses, correct = self.step.losses.cpu(), int(self.step.correct)
         elapsed = self._account(begun)
         self._check_finite(losses)
@@ -230,7 +295,8 @@ class Trainer:
             self.best_accuracy = validation.accuracy
             self._save(self.run.best)
         self._save_last()
-        plot_curves(self.log.epochs(), self.run.curves, f"{self.recipe.name} on {self.dataset.manifest.name}")
+        if self.world.leads:
+            plot_curves(self.log.epochs(), self.run.curves, f"{self.recipe.name} on {self.dataset.manifest.name}")
         self.reporter.epoch(row)
 
     def _log_steps(self, losses: torch.Tensor) -> None:
@@ -287,11 +353,14 @@ class Trainer:
         self.seconds["train"] += elapsed
         return elapsed
 
-    def _evaluate(self, loader: ResidentLoader | None) -> Evaluation | None:
+    def _evaluation_loader(self, split: str) -> Loader | None:
+        return evaluation_loader(self.dataset, split, self.recipe, self.device, kind=self.loader_kind, shard=self.world.shard)
+
+    def _evaluate(self, loader: Loader | None) -> Evaluation | None:
         if loader is None:
             return None
         begun = time.perf_counter()
-        score = score_model(self.model, loader, self.recipe)
+        score = score_model(self.model, loader, self.recipe, self.world)
         self.seconds["evaluate"] += time.perf_counter() - begun
         return score
 
@@ -299,11 +368,15 @@ class Trainer:
         """Save all it takes to go on; never over a good checkpoint with weights that a NaN has reached."""
         self._check_finite(self.step.losses.cpu())
         self._check_weights()
-        self.log.save()
-        state = {"losses": self.step.losses, "correct": self.step.correct, **_random_state(self.device)}
+        if self.world.leads:
+            self.log.save()
+        random_state = gather_random_state(_random_state(self.device), self.world)
+        state = {"losses": self.step.losses, "correct": self.step.correct, **random_state}
         self._save(self.run.last, optimizer=self.optimizer, state=state)
 
     def _save(self, path: Path, **parts: Any) -> None:
+        if not self.world.leads:
+            return
         info = {
             "step": self.position,
             "best_accuracy": self.best_accuracy,
@@ -316,12 +389,12 @@ class Trainer:
         return self.earlier_seconds + time.perf_counter() - self.started
 
     def _finish(self) -> dict[str, Any]:
-        test = self._evaluate(evaluation_loader(self.dataset.test, self.recipe, self.device))
+        test = self._evaluate(self._evaluation_loader("test"))
         last = self.log.epochs()[-1]
         summary = {
             "recipe": self.recipe.name,
             "dataset": self.dataset.manifest.name,
-            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "parameters": real_parameters(self.model),
             "epochs": self.recipe.train.epochs,
             "steps": self.total_steps,
             "train_loss": last["train_loss"],
@@ -335,7 +408,8 @@ class Trainer:
             "evaluate_seconds": self.seconds["evaluate"],
             "total_seconds": self._total_seconds(),
         }
-        write_json(self.run.summary, summary)
+        if self.world.leads:
+            write_json(self.run.summary, summary)
         self.reporter.finish(summary)
         return summary
 
@@ -347,6 +421,7 @@ def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def _set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["rng_cpu"])
+    if "rng_cpu" in state:
+        torch.set_rng_state(state["rng_cpu"])
     if device.type == "cuda" and "rng_cuda" in state:
         torch.cuda.set_rng_state(state["rng_cuda"], device)

@@ -10,6 +10,7 @@ from fastcifar.config import Recipe
 from fastcifar.engine.environment import choose_device, environment
 from fastcifar.engine.precision import DTYPES
 from fastcifar.models import build_model
+from fastcifar.models.padding import describe_padding, pad_widths
 from fastcifar.profiling.roofline import floor_seconds, measure_ceilings
 from fastcifar.profiling.summary import summarize
 from fastcifar.report.console import plain_console
@@ -27,12 +28,16 @@ def describe(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     chosen = choose_device(device)
     size = recipe.augment.output_size(IMAGE_SIZE, IMAGE_SIZE, recipe.model.in_channels)
     with torch.random.fork_rng(devices=[]):
-        summary = summarize(build_model(recipe.model), (recipe.model.in_channels, *size))
+        shape = (recipe.model.in_channels, *size)
+        summary = summarize(build_model(recipe.model), shape)
+        multiple = recipe.train.pad_widths
+        padding = describe_padding(pad_widths(build_model(recipe.model), multiple), shape) if multiple else []
     ceilings = measure_ceilings(chosen, DTYPES[recipe.train.precision])
     images = recipe.train.epochs * TRAIN_IMAGES
     return {
         "recipe": recipe.name,
         "model": asdict(summary),
+        "padding": padding,
         "images_trained": images,
         "precision": recipe.train.precision,
         "ceilings": asdict(ceilings),
@@ -56,6 +61,7 @@ def print_info(described: dict[str, Any], *, layers: bool) -> None:
         ("parameter size", f"{model['parameter_mb']:.2f} MB (float32)"),
         ("activations", f"{model['activation_mb']:.2f} MB (forward and backward, one image, float32)"),
         ("multiply-accumulates", f"{model['macs'] / 1e9:.3f} G an image, forward"),
+        ("padding", ", ".join(described["padding"]) or "none"),
         ("device", f"{env['device']}: {env['device_name']}"),
         (
             "versions",

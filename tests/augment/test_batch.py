@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from fastcifar.augment import IGNORE, CutMix, MixUp, Normalize, Policy, augment
+from fastcifar.augment import IGNORE, CutMix, MixUp, Normalize, Policy, RandomCrop, RandomErasing, augment
 from fastcifar.augment.batch import cut_mix_boxes, load_batch, symmetric_beta
 from fastcifar.augment.philox import philox4x32
 from fastcifar.errors import UserError
@@ -37,6 +37,24 @@ def test_beyond_the_order_a_batch_is_filled_with_sample_0_and_labels_to_ignore(d
     batch, targets = batch_of(data, PLAIN, step=2)
     assert targets[8:].tolist() == [IGNORE] * 8
     assert torch.equal(batch[8:], augment(images[:1], torch.tensor([0]), epoch=3, seed=5, policy=PLAIN).expand(8, -1, -1, -1))
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_streamed_batch_is_the_resident_one(data, step):
+    """From its own pixels alone, with the draws of its samples; the last batch of three is padded."""
+    images, labels, order = data
+    policy = Policy((RandomCrop(6, padding=2), RandomErasing(1.0, value="random"), *PLAIN.transforms), dtype="float32")
+    index = torch.cat([order, torch.zeros(8, dtype=torch.int64)])[step * 16 : step * 16 + 16]
+    arguments = dict(batch_size=16, policy=policy, num_classes=K)
+    streamed = load_batch(images[index], labels, order, torch.tensor([5, 3, step]), streamed=True, **arguments)
+    for ours, theirs in zip(streamed, batch_of(data, policy, step), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("mixing", [MixUp(0.4), CutMix(1.0)])
+def test_a_streamed_batch_cannot_be_mixed(data, mixing):
+    with pytest.raises(UserError, match=f"{type(mixing).__name__} takes partners from the whole data set"):
+        load_batch(*data, torch.zeros(3).long(), batch_size=4, policy=Policy((mixing,)), num_classes=K, streamed=True)
 
 
 @pytest.mark.parametrize("mixing", [MixUp(0.4), CutMix(1.0)])

@@ -17,3 +17,10 @@ def test_the_first_signal_asks_and_the_second_interrupts():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_echo_of_the_first_signal_is_not_a_second():
+    with stop_on_interrupt(echo=60.0) as should_stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert should_stop()

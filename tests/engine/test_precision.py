@@ -3,15 +3,28 @@
 import pytest
 import torch
 
-from fastcifar.engine.precision import autocast, has_bf16
+from fastcifar.engine.precision import arithmetic, autocast, has_bf16
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("tf32", torch.float32), ("fp32", torch.float32)])
 def test_a_forward_pass_computes_in_the_precisions_dtype(precision, dtype):
     with autocast(CPU, precision):
         assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
+
+
+def test_a_runs_switches_are_set_and_put_back():
+    def switches():
+        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+        return cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+
+    before = switches()
+    with arithmetic("tf32"):
+        assert switches() == (True, True, True, False)
+        with arithmetic("fp32", deterministic=True):
+            assert switches() == (False, False, False, True)
+    assert switches() == before
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_compiled_equals_eager(recipe, dataset):
 
 
 def test_an_unknown_back_end_is_refused():
-    with pytest.raises(UserError, match="--step captive: must be auto or one of eager, compiled"):
+    with pytest.raises(UserError, match="--step captive: must be auto or one of captured, compiled, eager"):
         steps.choose_backend("captive", torch.device("cpu"))
 
 

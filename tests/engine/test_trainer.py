@@ -8,8 +8,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from data_prep import prepare
 from fastcifar.augment import RandomCrop
 from fastcifar.config import load_recipe
+from fastcifar.data.dataset import load_dataset
 from fastcifar.engine.checkpoint import load_checkpoint
 from fastcifar.engine.rundir import open_run
 from fastcifar.engine.trainer import train
@@ -166,8 +168,51 @@ def test_a_run_that_ended_before_its_first_checkpoint_can_be_begun_again(recipe,
     assert train(recipe, dataset, tmp_path / "run", device="cpu", reporter=quiet()).finished
 
 
+def test_padded_widths_change_neither_the_result_nor_the_checkpoint(recipe, dataset, tmp_path):
+    """Stopped with padding and resumed without, too: a checkpoint does not know of it."""
+    model = dataclasses.replace(recipe.model, channels=(12, 20), dropout=0.0)
+    plain = dataclasses.replace(with_train(recipe, epochs=2), model=model)
+    padded = with_train(plain, pad_widths=8)
+    whole = train(plain, dataset, tmp_path / "whole", device="cpu", reporter=quiet())
+    stopped = train(padded, dataset, tmp_path / "parts", device="cpu", reporter=quiet(), should_stop=stop_after(7))
+    stopped.run.recipe.write_text(stopped.run.recipe.read_text().replace("pad_widths = 8", "pad_widths = 0"))
+    run, again = open_run(stopped.run.root)
+    resumed = train(again, dataset, resume=run, device="cpu", reporter=quiet())
+    one, other = (load_checkpoint(result.run.last).tensors for result in (whole, resumed))
+    assert {k: t.shape for k, t in one.items()} == {k: t.shape for k, t in other.items()}
+    torch.testing.assert_close(other["state.losses"], one["state.losses"], rtol=1e-3, atol=1e-4)
+    assert whole.summary["parameters"] == resumed.summary["parameters"]
+
+
+def test_a_streamed_run_is_the_resident_one(recipe, tmp_path):
+    pytest.importorskip("ffcv", reason="FFCV is not installed: pip install 'fastcifar[ffcv]'")
+    prepare("synthetic", tmp_path / "betons")
+    dataset = load_dataset(tmp_path / "betons")
+    recipe = with_train(recipe, epochs=1, batch_size=2000)
+    runs = {
+        kind: train(recipe, dataset, tmp_path / kind, device="cpu", loader=kind, reporter=quiet())
+        for kind in ("resident", "streaming")
+    }
+    one, other = (load_checkpoint(result.run.last).tensors for result in runs.values())
+    for key, tensor in one.items():
+        assert torch.equal(tensor, other[key]), key
+    assert runs["resident"].summary["test_accuracy"] == runs["streaming"].summary["test_accuracy"]
+    with pytest.raises(UserError, match="--loader lazy: must be auto"):
+        train(recipe, dataset, tmp_path / "lazy", device="cpu", loader="lazy", reporter=quiet())
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_deterministic_run_is_repeated_to_the_bit(recipe, dataset, tmp_path, device, precision):
+    recipe = with_train(recipe, deterministic=True, precision=precision)
+    runs = [train(recipe, dataset, tmp_path / name, device=device, reporter=quiet()).run for name in ("a", "b")]
+    one, other = (load_checkpoint(run.last).tensors for run in runs)
+    for key, tensor in one.items():
+        assert torch.equal(tensor, other[key]), key
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["eager", "compiled"])
+@pytest.mark.parametrize("backend", ["eager", "compiled", "captured"])
 def test_a_run_on_cuda_is_stopped_and_taken_up_again(recipe, dataset, tmp_path, backend):
     stop = stop_after(1)
     stopped = train(recipe, dataset, tmp_path / "run", device="cuda", backend=backend, reporter=quiet(), should_stop=stop)

@@ -1,0 +1,455 @@
+"""The streaming loader: the resident loader's batches, with memory and threads that stay flat."""
+
+import gc
+import os
+import sys
+import threading
+import time
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_prep.sources import find_source
+from fastcifar.augment import CutMix, MixUp, Normalize, Policy, RandomCrop, RandomHorizontalFlip
+from fastcifar.config import load_recipe
+from fastcifar.data.beton import read_beton, write_beton
+from fastcifar.data.dataset import Split
+from fastcifar.data.resident import ResidentLoader
+from fastcifar.data.shard import Shard
+from fastcifar.data.streaming import DeviceFeed, StreamingLoader, choose_loader, free_memory
+from fastcifar.errors import UserError
+
+try:
+    threads = torch.get_num_threads()
+    with warnings.catch_warnings(action="ignore"):
+        import ffcv  # noqa: F401
+except Exception as error:  # its compiled part fails in many ways
+    FFCV_MISSING = f"FFCV cannot be imported ({error}); see `make setup`"
+else:
+    FFCV_MISSING = ""
+finally:
+    torch.set_num_threads(threads)
+
+needs_ffcv = pytest.mark.skipif(bool(FFCV_MISSING), reason=FFCV_MISSING)
+POLICY = Policy((RandomCrop(8, padding=2), RandomHorizontalFlip(), Normalize(0.5, 0.5)), dtype="float32")
+
+
+def write_split(path, count=50, height=8, width=9):
+    rng = np.random.default_rng(0)
+    write_beton(path, rng.integers(0, 256, (count, height, width, 3), np.uint8), np.arange(count), page_size=2**21)
+    return path
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return write_split(tmp_path_factory.mktemp("betons") / "train.beton")
+
+
+@pytest.fixture(scope="module")
+def loader(path):
+    """Ten images a batch, for tests that leave nothing behind in it."""
+    made = StreamingLoader(path, POLICY, batch_size=10, seed=7)
+    yield made
+    made.close()
+
+
+def resident(path, policy=POLICY, **options):
+    read = read_beton(path)
+    return ResidentLoader(Split(read.images, read.labels), policy, **options)
+
+
+def check_same(streaming, resident, epochs=(0, 1, 5)):
+    assert len(streaming) == len(resident)
+    for epoch in epochs:
+        streaming.set_epoch(epoch)
+        resident.set_epoch(epoch)
+        assert torch.equal(streaming.order, resident.order)
+        for ours, theirs in zip(streaming, resident, strict=True):
+            check_batch(ours, theirs)
+
+
+def check_batch(ours, theirs):
+    assert ours[0].dtype == theirs[0].dtype
+    assert ours[0].stride() == theirs[0].stride()
+    assert torch.equal(ours[0], theirs[0])
+    assert torch.equal(ours[1], theirs[1])
+
+
+def readers():
+    """The threads that read, of all loaders."""
+    return [thread for thread in threading.enumerate() if type(thread).__name__ == "Reading"]
+
+
+@needs_ffcv
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 16, 50])
+def test_batches_are_those_of_the_resident_loader(path, shuffle, batch_size):
+    options = dict(batch_size=batch_size, seed=2**40 + 3, shuffle=shuffle)
+    check_same(StreamingLoader(path, POLICY, **options), resident(path, **options))
+
+
+@needs_ffcv
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_batches_of_cifar10_under_the_seed_recipe_are_those_of_the_resident_loader(cifar10_source, tmp_path, shuffle):
+    """1,000 real images."""
+    images, labels = find_source(cifar10_source).read(lambda stage, share: None).train
+    write_beton(tmp_path / "train.beton", images[:1000], labels[:1000])
+    policy = load_recipe("seed").augment if shuffle else load_recipe("seed").augment.evaluation()
+    options = dict(batch_size=64, seed=3, shuffle=shuffle)
+    check_same(
+        StreamingLoader(tmp_path / "train.beton", policy, **options), resident(tmp_path / "train.beton", policy, **options)
+    )
+
+
+@needs_ffcv
+def test_an_evaluation_batch_larger_than_the_split_is_padded_as_in_the_resident_loader(path):
+    options = dict(batch_size=64, shuffle=False, num_classes=60)
+    streaming = StreamingLoader(path, POLICY, **options)
+    check_same(streaming, resident(path, **options), epochs=[0])
+    assert streaming.num_classes == 60
+
+
+@needs_ffcv
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_gets_the_batches_that_the_resident_loader_gives_it(path, shuffle, rank):
+    options = dict(batch_size=12, shuffle=shuffle, shard=Shard(rank, 2))
+    check_same(StreamingLoader(path, POLICY, **options), resident(path, **options), epochs=[0, 3])
+
+
+@needs_ffcv
+def test_a_policy_without_transforms_gives_copies_not_ffcvs_buffers(path):
+    policy = Policy((), dtype="float32")
+    streaming = StreamingLoader(path, policy, batch_size=2)
+    batches = list(streaming)  # all kept, through more batches than there are buffers
+    for ours, theirs in zip(batches, resident(path, policy, batch_size=2), strict=True):
+        check_batch(ours, theirs)
+
+
+@needs_ffcv
+def test_it_begins_in_the_middle_of_an_epoch(loader, path):
+    loader.set_epoch(4)
+    expected = resident(path, batch_size=10, seed=7)
+    expected.set_epoch(4)
+    for position in (3, 4):
+        check_batch(loader.batch(position), expected.batch(position))
+
+
+@needs_ffcv
+def test_batches_out_of_order_are_right(loader, path):
+    loader.set_epoch(2)
+    expected = resident(path, batch_size=10, seed=7)
+    expected.set_epoch(2)
+    for position in (0, 0, 3, 1, 4, 0):
+        check_batch(loader.batch(position), expected.batch(position))
+    for position in (-1, 5):
+        with pytest.raises(IndexError, match=f"batch {position} of 5"):
+            loader.batch(position)
+
+
+@needs_ffcv
+def test_no_thread_outlives_an_abandoned_epoch(tmp_path):
+    """In an epoch of 40 batches, whatever it is abandoned for."""
+    loader = StreamingLoader(write_split(tmp_path / "a.beton", 400), POLICY, batch_size=10)
+    assert not readers()
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        for position, _ in enumerate(loader):
+            assert len(readers()) == 1
+            if position == 2:
+                break
+        assert not readers()
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        loader.batch(0)
+        loader.batch(20)
+        assert len(readers()) == 1
+    loader.set_epoch(0)
+    assert not readers()
+    loader.batch(0)
+    loader.close()
+    assert not readers()
+    loader.batch(0)
+    del loader
+    gc.collect()
+    assert not readers()
+
+
+@needs_ffcv
+def test_the_thread_ends_with_the_epoch(loader):
+    loader.set_epoch(0)
+    for position in range(len(loader)):
+        loader.batch(position)
+    deadline = time.monotonic() + 10
+    while readers() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert not readers()
+
+
+@needs_ffcv
+def test_memory_and_threads_stay_flat_over_20_epochs(tmp_path):
+    """A third of the epochs is abandoned. A batch kept in each of them, 300 kB, would come to 6 MB."""
+
+    def used():
+        gc.collect()
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(status["VmRSS"].split()[0]), len(os.listdir("/proc/self/task"))
+
+    loader = StreamingLoader(write_split(tmp_path / "a.beton", 2000, 32, 32), Policy(()), batch_size=100)
+
+    def epochs(numbers):
+        for epoch in numbers:
+            loader.set_epoch(epoch)
+            for position, _ in enumerate(loader):
+                if epoch % 3 == 0 and position == 10:
+                    break
+
+    epochs(range(1, 6))
+    (memory, tasks), python_threads = used(), threading.active_count()
+    epochs(range(20))
+    memory_after, tasks_after = used()
+    assert tasks_after == tasks
+    assert threading.active_count() == python_threads
+    assert memory_after - memory < 4 * 1024, f"grew from {memory} to {memory_after} kB"
+
+
+@needs_ffcv
+def test_threads_and_random_state_of_the_process_are_left_alone(path):
+    before = torch.get_num_threads(), torch.get_rng_state(), np.random.get_state()[1:3]
+    for _ in StreamingLoader(path, POLICY, batch_size=10):
+        pass
+    assert torch.get_num_threads() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert np.array_equal(np.random.get_state()[1], before[2][0])
+
+
+@needs_ffcv
+def test_an_error_in_reading_is_raised_and_nothing_waits(loader, monkeypatch):
+    from fastcifar.data.ffcv_reader import Reading
+
+    def fail(*arguments):
+        raise OSError("the disk is gone")
+
+    loader.set_epoch(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Reading, "run_pipeline", fail)
+        with pytest.raises(OSError, match="the disk is gone"):
+            loader.batch(0)
+    assert len(list(loader)) == 5
+
+
+@needs_ffcv
+def test_the_order_of_the_fields_and_their_names_do_not_matter(tmp_path):
+    """A file whose label comes first, made from ours by FFCV's own writer."""
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    rng = np.random.default_rng(1)
+    samples = [(number, rng.integers(0, 256, (8, 9, 3), np.uint8)) for number in range(30)]
+    with warnings.catch_warnings(action="ignore"):
+        writer = DatasetWriter(str(tmp_path / "a.beton"), {"y": IntField(), "x": RGBImageField()}, 2**21, num_workers=1)
+        writer.from_indexed_dataset(samples)
+    check_same(StreamingLoader(tmp_path / "a.beton", POLICY, batch_size=10), resident(tmp_path / "a.beton", batch_size=10))
+
+
+@pytest.mark.parametrize("mixing", [MixUp(0.4), CutMix(1.0)])
+def test_mixing_is_refused(path, mixing):
+    with pytest.raises(UserError, match=f"{type(mixing).__name__} takes partners from the whole data set"):
+        StreamingLoader(path, Policy((*POLICY.transforms, mixing)), batch_size=10)
+
+
+def test_a_batch_larger_than_the_split_and_a_policy_that_does_not_fit_are_refused(path):
+    with pytest.raises(UserError, match="batch_size = 51: larger than the split of 50 images"):
+        StreamingLoader(path, POLICY, batch_size=51)
+    with pytest.raises(UserError, match="RandomCrop"):
+        StreamingLoader(path, Policy((RandomCrop(30),)), batch_size=10)
+
+
+def test_missing_and_damaged_files_are_refused_before_ffcv_sees_them(path, tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        StreamingLoader(tmp_path / "none.beton", POLICY, batch_size=10)
+    whole = path.read_bytes()
+    for damaged, message in (
+        (whole[:-8], "truncated"),
+        (b"\0" + whole[1:], "not a .beton of version 2"),
+        (whole[:2200] + b"\xff" * 8 + whole[2208:], "gives sample"),
+    ):
+        (tmp_path / "bad.beton").write_bytes(damaged)
+        with pytest.raises(UserError, match=message):
+            StreamingLoader(tmp_path / "bad.beton", POLICY, batch_size=10)
+
+
+def test_without_ffcv_one_line_says_how_to_get_it(path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ffcv.fields.decoders", None)
+    monkeypatch.delitem(sys.modules, "fastcifar.data.ffcv_reader", raising=False)
+    with pytest.raises(UserError, match=r"streaming needs FFCV, which .*`make setup`, or with pip install") as error:
+        StreamingLoader(path, POLICY, batch_size=10)
+    assert "\n" not in str(error.value)
+
+
+def test_auto_takes_four_fifths_of_the_free_memory():
+    assert choose_loader("auto", 800, "cpu", 1000)[0] == "resident"
+    assert choose_loader("auto", 801, "cpu", 1000)[0] == "streaming"
+    reason = choose_loader("auto", 100 * 2**30, "cuda", 2**30)[1]
+    assert reason == "102,400 MiB of pixels, 1,024 MiB free on cuda, of which 80% may be taken"
+
+
+def test_a_loader_that_is_asked_for_is_chosen_and_no_other_exists():
+    assert choose_loader("streaming", 1, "cpu", 1000) == ("streaming", "as asked")
+    assert choose_loader("resident", 2000, "cpu", 1000) == ("resident", "as asked")
+    with pytest.raises(UserError, match="--loader disk: must be auto or one of resident, streaming"):
+        choose_loader("disk", 1, "cpu", 1000)
+
+
+def test_free_memory_is_asked_of_the_system():
+    if Path("/proc/meminfo").exists():
+        assert 2**20 < free_memory(torch.device("cpu")) < 2**50
+    assert choose_loader("auto", 1, "cpu")[0] == "resident"
+
+
+class LateDevice:
+    """CUDA's streams and events, as far as `DeviceFeed` uses them, on a device as late as a device may be.
+
+    Work is done when somebody waits for it, or by chance.
+    """
+
+    def __init__(self, chance, seed):
+        self.rng, self.chance, self.streams, self.current = np.random.default_rng(seed), chance, [], None
+        self.current = self.Stream()
+
+    def Stream(self, device=None):
+        self.streams.append(LateStream(self))
+        return self.streams[-1]
+
+    def current_stream(self, device=None):
+        return self.current
+
+    @contextmanager
+    def stream(self, stream):
+        outer, self.current = self.current, stream
+        yield
+        self.current = outer
+
+    def empty_like(self, pixels, device):
+        return LateBuffer(self, pixels.shape)
+
+    def work_by_chance(self):
+        for stream in self.rng.permutation(len(self.streams)):
+            while self.rng.random() < self.chance and self.streams[stream].work():
+                pass
+
+
+class LateStream:
+    def __init__(self, device):
+        self.device, self.queue, self.begun, self.done = device, [], 0, 0
+
+    def add(self, needs, action):
+        self.queue.append((needs, action))
+        self.begun += 1
+
+    def work(self):
+        """Do the next thing; False where there is none that can be done."""
+        if not self.queue or not self.queue[0][0]():
+            return False
+        self.queue.pop(0)[1]()
+        self.done += 1
+        return True
+
+    def synchronize(self):
+        while self.queue:
+            assert any(stream.work() for stream in self.device.streams), "a deadlock"
+
+    def record_event(self):
+        return LateEvent(self, self.begun)
+
+    def wait_event(self, event):
+        self.add(event.query, lambda: None)
+
+
+class LateEvent:
+    def __init__(self, stream, after):
+        self.stream, self.after = stream, after
+
+    def query(self):
+        return self.stream.done >= self.after
+
+    def synchronize(self):
+        while not self.query():
+            assert any(stream.work() for stream in self.stream.device.streams), "a deadlock"
+
+
+class LateBuffer:
+    def __init__(self, device, shape):
+        self.device, self.content = device, torch.zeros(*shape, dtype=torch.uint8)
+
+    def copy_(self, pixels, non_blocking):
+        assert non_blocking
+        self.device.current.add(lambda: True, lambda: self.content.copy_(pixels))
+
+
+@needs_ffcv
+@pytest.mark.parametrize("chance", [0.0, 0.5, 0.9])
+def test_no_buffer_is_overwritten_that_a_late_device_still_reads(path, monkeypatch, chance):
+    """The protocol of copying ahead, without a GPU; epochs are abandoned, and host and device take turns at being slow."""
+    from fastcifar.data.ffcv_reader import BUFFERS
+
+    device = LateDevice(chance, seed=1)
+    for name in ("Stream", "current_stream", "stream"):
+        monkeypatch.setattr(torch.cuda, name, getattr(device, name))
+    monkeypatch.setattr("fastcifar.data.streaming.torch.empty_like", device.empty_like)
+    small = StreamingLoader(path, POLICY, batch_size=2)
+    feed, images = DeviceFeed(small._feed.reader, torch.device("cpu")), torch.from_numpy(read_beton(path).images)
+    seen, expected = [], []
+    for stop in (25, 25, 1, 7, 2, 25, 0, 25):
+        order = np.random.default_rng(stop).permutation(50)
+        feed.start(order)
+        for position in range(stop):
+            with feed.rows() as rows:
+                device.current.add(lambda: True, lambda rows=rows: seen.append(rows.content.clone()))
+            expected.append(images[order[position * 2 : position * 2 + 2]])
+            device.work_by_chance()
+            assert len(expected) - len(seen) <= BUFFERS, "the host is further ahead than there are buffers"
+            time.sleep(0.001 * (position % 3 == 0))  # the reader fills every buffer that it believes free
+    device.current.synchronize()
+    assert torch.equal(torch.cat(seen), torch.cat(expected))
+    feed.stop()
+
+
+@needs_ffcv
+@pytest.mark.gpu
+@pytest.mark.parametrize("busy", ["nobody", "the device", "the host"])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_batches_on_cuda_are_the_resident_loaders_whoever_is_slow(tmp_path, shuffle, busy):
+    """Buffers are used again many times while one side is far behind the other, with epochs abandoned in between."""
+    path = write_split(tmp_path / "a.beton", 2000, 32, 32)
+    options = dict(batch_size=32, seed=5, device="cuda", shuffle=shuffle)
+    streaming, expected = StreamingLoader(path, Policy((Normalize(0.5, 0.5),)), **options), []
+    for epoch, stop in ((0, 63), (1, 3), (1, 20), (2, 63)):
+        streaming.set_epoch(epoch)
+        for position in range(min(stop, len(streaming))):
+            expected.append((epoch, position, *streaming.batch(position)))
+            if busy == "the device":
+                torch.cuda._sleep(10_000_000)
+            elif busy == "the host":
+                time.sleep(0.002)
+    loader = resident(path, Policy((Normalize(0.5, 0.5),)), **options)
+    for epoch, position, images, labels in expected:
+        loader.set_epoch(epoch)
+        check_batch((images, labels), loader.batch(position))
+
+
+@needs_ffcv
+@pytest.mark.gpu
+def test_a_batch_on_cuda_waits_for_no_kernel(tmp_path):
+    streaming = StreamingLoader(write_split(tmp_path / "a.beton", 2000, 32, 32), POLICY, batch_size=32, device="cuda")
+    streaming.batch(0)  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for position in range(1, len(streaming)):
+            streaming.batch(position)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
