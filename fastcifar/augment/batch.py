@@ -54,13 +54,13 @@ def load_batch(
     index = torch.where(present, order[position.clamp(max=len(order) - 1)], 0)
     label = torch.where(present, labels[index], IGNORE)
     if not policy.mixing:
-        pixels = images_NHWC if streamed else images_NHWC[index]
+        pixels = images_NHWC if streamed else images_NHWC.index_select(0, index)
         return augment(pixels, index, epoch=epoch, seed=seed, policy=policy), label
 
     words = philox4x32(seed, index, epoch, int(Stream.MIX))
     partner = below(words[0], len(labels))
     plain = replace(policy, transforms=policy.per_image, dtype="float32")
-    own, other = (augment(images_NHWC[i], i, epoch=epoch, seed=seed, policy=plain) for i in (index, partner))
+    own, other = (augment(images_NHWC.index_select(0, i), i, epoch=epoch, seed=seed, policy=plain) for i in (index, partner))
     weight = symmetric_beta(words[1], words[2], policy.mixing.alpha)
     if isinstance(policy.mixing, CutMix):
         boxes = cut_mix_boxes(philox4x32(seed, index, epoch, int(Stream.MIX_BOX)), weight, tuple(own.shape[2:]))
