@@ -19,7 +19,15 @@ from fastcifar.optim.optimizers import OptimizerConfig
 from fastcifar.optim.schedules import ScheduleConfig
 
 RECIPES = Path(__file__).parent / "recipes"
-PRECISIONS = {"bf16": "bfloat16", "tf32": "float32", "fp32": "float32"}
+PRECISIONS = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "pure_bf16": "bfloat16",
+    "pure_fp16": "float16",
+    "tf32": "float32",
+    "fp32": "float32",
+}
+"""What convolutions compute in; `fastcifar.engine.precision` says the rest."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +37,9 @@ class TrainConfig:
     epochs: Annotated[int, "passes over the training split"] = 40
     batch_size: Annotated[int, "images a step"] = 64
     precision: Annotated[
-        Literal["bf16", "tf32", "fp32"],
-        "bf16: autocast to bfloat16 over float32 weights; tf32: float32 with factors rounded to 10 bits; fp32: float32",
+        Literal["bf16", "fp16", "pure_bf16", "pure_fp16", "tf32", "fp32"],
+        "bf16, fp16: autocast over float32 weights, fp16 with scaled gradients; pure_*: weights in 16 bits too, but "
+        "BatchNorm's; tf32: float32 with factors rounded to 10 bits; fp32: float32",
     ] = "bf16"
     pad_widths: Annotated[
         Literal[0, 8, 16, 32, 64],

@@ -89,6 +89,12 @@ class ResidentLoader:
         else:
             self.order.copy_(order)  # in place: a captured graph reads it there
 
+    def reseed(self, seed: int) -> None:
+        """Become, in place, the loader of another seed, at epoch 0."""
+        self.seed = seed
+        self.state[0].fill_(seed)
+        self.set_epoch(0)
+
     def batch(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Batch number `position` of the selected epoch, 0 to `len(self) - 1`."""
         self.state[2].fill_(position)

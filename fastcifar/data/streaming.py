@@ -116,6 +116,12 @@ class StreamingLoader:
         if self.shuffle:
             self._take_order(*self._feed.epoch_order(self.seed, epoch, len(self.labels)))
 
+    def reseed(self, seed: int) -> None:
+        """Become, in place, the loader of another seed, at epoch 0."""
+        self.seed = seed
+        self.state[0].fill_(seed)
+        self.set_epoch(0)
+
     def batch(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Batch number `position` of the selected epoch, 0 to `len(self) - 1`."""
         if not 0 <= position < len(self):

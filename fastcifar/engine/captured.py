@@ -1,95 +1,98 @@
-"""The training step as one CUDA graph, which the host only replays.
+"""Work captured in CUDA graphs, which the host only replays: the training step, and a batch of an evaluation.
 
 Gather, augmentation, forward, backward, update, learning rate and metrics read their step number, epoch and order from device
 memory and move the step number on themselves. A replay therefore needs nothing from the host, and replays follow each other
 without a gap. torch.compile makes the kernels, without CUDA graphs of its own: the capture has one owner.
 
-Stages: `_warm_up` (compile, tune, allocate; what it trained is undone), `_capture`, `run` (replay).
+Stages: warm up (compile, tune, allocate; what it trained is undone), capture, replay.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
 
-from fastcifar.config import Recipe
-from fastcifar.engine.step import EagerStep, Loader
+from fastcifar.engine.step import EagerStep
 
-WARM_UP_STEPS = 3  # autograd, the optimizer and the compiled code have allocated and tuned by then
+STEPS_A_GRAPH = 5
+"""Steps that one replay takes where so many are left; every graph launched leaves the device idle for a moment."""
 
 
 class CapturedStep(EagerStep):
-    """A `Step` that replays a CUDA graph; see `fastcifar.engine.step`."""
+    """A `Step` that replays CUDA graphs of one step and of several; see `fastcifar.engine.step.EagerStep`.
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        loader: Loader,
-        recipe: Recipe,
-        *,
-        average_gradients: Callable[[], None] | None = None,
-    ) -> None:
-        self.at = torch.zeros(1, dtype=torch.int64, device=optimizer.param_groups[0]["lr"].device)
-        """(1,) int64 on the device: the global step that is taken next."""
-        self.replay: Callable[[], None] | None = None
-        super().__init__(model, optimizer, loader, recipe, compiled=True, average_gradients=average_gradients)
+    Where the capture fails, the step goes on as `compiled`, and `failure` says why.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.graphs: dict[int, Callable[[], None]] = {}
+        """Number of steps -> what takes them."""
+        self.failure = ""
+        super().__init__(*args, compiled=True, **options)
         self.backend = "captured"
+
+    def warm_up(self) -> None:
+        if self.graphs or self.failure:
+            return
+        with side_stream():
+            self._practise()
+        pool = torch.cuda.graph_pool_handle()  # one for both: nothing in it is needed after a replay
+        try:
+            self.graphs = {n: capture(functools.partial(self._several, n), pool) for n in (STEPS_A_GRAPH, 1)}
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # PyTorch has many ways to say that something cannot be captured
+            self.backend, self.failure = "compiled", f"the step could not be captured: {' '.join(str(error).split())}"
+            self.optimizer.zero_grad(set_to_none=True)
 
     def seek(self, step: int) -> None:
         super().seek(step)
-        self.at.fill_(step)
         self.loader.state[2].fill_(step % len(self.loader))
 
-    def _step(self) -> None:
-        if self.replay is None:
-            self.replay = self._capture()
-        self.replay()
+    def _advance(self, count: int) -> None:
+        self.warm_up()
+        if self.failure:
+            return super()._advance(count)
+        self.position += count
+        for length, replay in self.graphs.items():
+            for _ in range(count // length):
+                replay()
+            count %= length
 
-    def _body(self) -> None:
-        """One step, with nothing from the host."""
-        images, labels = self.loader.load()
-        self.lr.copy_(self.lr_table.index_select(0, self.at)[0])
-        loss, correct = self.forward(images, labels)
-        loss.backward()
-        if self.average_gradients:
-            self.average_gradients()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)  # the graph's own memory holds the next gradients
-        self.losses.index_copy_(0, self.at, loss.detach()[None])
-        self.correct += correct
-        self.at += 1
+    def _one(self) -> None:
+        """One step; captured, it needs nothing from the host."""
+        if self.failure:
+            return super()._one()
+        self._train(self.loader.load())
         self.loader.state[2] += 1
 
-    def _capture(self) -> Callable[[], None]:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self._warm_up()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # NCCL's watchdog is a thread of its own
-            self._body()
-        return graph.replay
+    def _several(self, count: int) -> None:
+        for _ in range(count):
+            self._one()
 
-    def _warm_up(self) -> None:
-        """Take a few steps and undo them: weights, optimizer, counters, metrics and random state are as before."""
-        random_state = torch.cuda.get_rng_state() if self.at.is_cuda else torch.get_rng_state()
-        before = {id(tensor): tensor.clone() for tensor in self._tensors()}
-        for _ in range(WARM_UP_STEPS):
-            self._body()
-            self._rewind(before, counters=True)
-        self._rewind(before)
-        torch.cuda.set_rng_state(random_state) if self.at.is_cuda else torch.set_rng_state(random_state)
+    def _changed(self) -> list[torch.Tensor]:
+        return [*super()._changed(), self.loader.state]
 
-    def _rewind(self, before: dict[int, torch.Tensor], *, counters: bool = False) -> None:
-        """Set all tensors, or the counters alone, back; what the optimizer has made since is set to 0, as it begins."""
-        with torch.no_grad():
-            for tensor in (self.at, self.loader.state) if counters else self._tensors():
-                tensor.copy_(before[id(tensor)]) if id(tensor) in before else tensor.zero_()
 
-    def _tensors(self) -> list[torch.Tensor]:
-        """Everything that a step changes."""
-        states = [value for state in self.optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
-        model = [*self.model.parameters(), *self.model.buffers()]
-        return [*model, *states, self.lr, self.losses, self.correct, self.at, self.loader.state]
+@contextmanager
+def side_stream() -> Iterator[None]:
+    """Work goes to a stream of its own, between what was given to the current stream before and what is given to it after."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        yield
+    torch.cuda.current_stream().wait_stream(side)
+
+
+def capture(work: Callable[[], None], pool: Any = None) -> Callable[[], None]:
+    """Record `work`, which has run before, without running it; what comes back runs it on the device.
+
+    Raises:
+        RuntimeError: it waits for the device, or does what else a CUDA graph cannot hold.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):  # NCCL's watchdog is a thread of its own
+        work()
+    return graph.replay

@@ -35,24 +35,27 @@ class Checkpoint:
         return {key.removeprefix(f"{name}."): t for key, t in self.tensors.items() if key.startswith(f"{name}.")}
 
 
-def save_checkpoint(
-    path: Path,
-    model: nn.Module,
-    config: ModelConfig,
-    *,
-    optimizer: torch.optim.Optimizer | None = None,
-    state: Mapping[str, torch.Tensor] | None = None,
-    info: Mapping[str, Any] | None = None,
-) -> None:
-    """Write a checkpoint, whole or not at all: model weights, and for resuming the optimizer's and the trainer's state."""
+def checkpoint_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None = None, state: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, torch.Tensor]:
+    """What a checkpoint holds, under its names there: model weights, and for resuming the optimizer's and trainer's state.
+
+    The tensors are the live ones, or views of them where they are padded.
+    """
     tensors = {f"model.{key}": tensor for key, tensor in model.state_dict().items()}
     if optimizer:
         tensors |= {f"optimizer.{key}": tensor for key, tensor in _optimizer_tensors(model, optimizer).items()}
-    tensors |= {f"state.{key}": tensor for key, tensor in (state or {}).items()}
+    return tensors | {f"state.{key}": tensor for key, tensor in (state or {}).items()}
+
+
+def save_checkpoint(
+    path: Path, tensors: Mapping[str, torch.Tensor], config: ModelConfig, *, info: Mapping[str, Any] | None = None
+) -> None:
+    """Write a checkpoint of `checkpoint_tensors`, whole or not at all."""
     header = json.dumps({"model": asdict(config), **(info or {})})
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"fastcifar": header})
+        on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        save_file(on_cpu, temporary, metadata={"fastcifar": header})
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -1,6 +1,8 @@
 """Scoring a model on a split."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,15 @@ from fastcifar.config import Recipe
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.shard import WHOLE, Shard
 from fastcifar.data.streaming import open_loader
+from fastcifar.engine.captured import capture, side_stream
 from fastcifar.engine.checkpoint import load_checkpoint, restore_model
 from fastcifar.engine.distributed import World
-from fastcifar.engine.precision import arithmetic, autocast
+from fastcifar.engine.precision import arithmetic, autocast, to_weights_dtype
 from fastcifar.errors import UserError
 from fastcifar.models import build_model
 
 Loader = Iterable[tuple[torch.Tensor, torch.Tensor]]
+Logits = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,114 @@ class Evaluation:
         }
 
 
-@torch.no_grad()
+class Evaluator:
+    """Scores a model on every image of an evaluation loader, as often as asked.
+
+    `run` gives the device a whole pass and returns; the sums stay there until `score` reads them, all in one transfer.
+    Padding (labels `IGNORE`) does not count. The model is left in the mode (training or evaluation) in which it came.
+
+    Args:
+        model: whose logits they are.
+        logits: maps images (B, C, H, W) to logits (B, K) float32; see `logits_of`.
+        loader: yields (images, labels); see `ResidentLoader(shuffle=False)`.
+        num_classes: K.
+        captured: replay a CUDA graph of one batch.
+        world: where given, the loaders of its ranks hold parts of the split, and every rank gets the score of the whole.
+
+    Attributes:
+        sums: (2 + K * K,) float64 on the device, after `run`: the loss summed, the padding counted, and the confusion matrix.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        logits: Logits,
+        loader: Loader,
+        num_classes: int,
+        *,
+        captured: bool = False,
+        world: World | None = None,
+    ) -> None:
+        self.model, self.logits, self.loader, self.num_classes = model, logits, loader, num_classes
+        self.captured, self.world = captured, world
+        self.sums = torch.zeros(2 + num_classes**2, dtype=torch.float64, device=next(model.parameters()).device)
+        self.replay: Callable[[], None] | None = None
+
+    def warm_up(self) -> None:
+        """Capture; `run` does it where it was not done."""
+        if not self.captured or self.replay:
+            return
+        with self._evaluating():
+            with side_stream():
+                self._one()
+            self.replay = capture(self._one)
+
+    def run(self) -> None:
+        """Score the split; returns before the device has finished."""
+        self.warm_up()
+        self.sums.zero_()
+        with self._evaluating():
+            if self.replay:
+                self.loader.state[2].zero_()
+                for _ in range(len(self.loader)):
+                    self.replay()
+            else:
+                for batch in self.loader:
+                    self._add(batch)
+        if self.world:
+            self.world.sum(self.sums)
+
+    def score(self) -> Evaluation:
+        """What the last `run` came to; waits for it."""
+        return read_sums(self.sums.cpu())
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        was_training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            yield
+        self.model.train(was_training)
+
+    def _one(self) -> None:
+        """The batch whose number stands in the loader's state, with nothing from the host."""
+        self._add(self.loader.load())
+        self.loader.state[2] += 1
+
+    def _add(self, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+        images, labels = batch
+        logits = self.logits(images)
+        self.sums[0] += F.cross_entropy(logits, labels, reduction="sum")
+        cells = torch.where(labels == IGNORE, 1, 2 + labels * self.num_classes + logits.argmax(1))
+        self.sums.index_add_(0, cells, torch.ones_like(cells, dtype=self.sums.dtype))
+
+
+def read_sums(sums: torch.Tensor) -> Evaluation:
+    """The score that an evaluator's sums, on the CPU, make."""
+    confusion = sums[2:].long()
+    num_classes = math.isqrt(len(confusion))
+    return Evaluation(loss=sums[0].item() / int(confusion.sum()), confusion=confusion.view(num_classes, num_classes))
+
+
+def logits_of(model: nn.Module, precision: str, tta: str = "none", *, compiled: bool = False) -> Logits:
+    """A function of images (B, C, H, W) that gives the model's logits (B, K) in float32.
+
+    Args:
+        model: its weights are expected in the dtype of `precision`.
+        precision: a value of `train.precision`.
+        tta: test-time augmentation; "flip" averages the logits of each image and its mirror, "none" does not.
+        compiled: by torch.compile.
+    """
+    device = next(model.parameters()).device
+
+    def logits(images: torch.Tensor) -> torch.Tensor:
+        with autocast(device, precision):
+            plain = model(images).float()
+            return (plain + model(images.flip(3)).float()) / 2 if tta == "flip" else plain
+
+    return torch.compile(logits, dynamic=False) if compiled else logits
+
+
 def evaluate(
     model: nn.Module,
     loader: Loader,
@@ -71,37 +182,10 @@ def evaluate(
     tta: str = "none",
     world: World | None = None,
 ) -> Evaluation:
-    """Score `model` on every image of an evaluation loader.
-
-    Sums stay on the device; one transfer at the end. Padding (labels `IGNORE`) does not count. The model is left in the
-    mode (training or evaluation) in which it came.
-
-    Args:
-        model: maps images (B, C, H, W) to logits (B, K).
-        loader: yields (images, labels); see `ResidentLoader(shuffle=False)`.
-        num_classes: K.
-        precision: "bf16", "tf32" or "fp32".
-        tta: "flip" averages the logits of each image and its mirror; "none" does not.
-        world: where given, the loaders of its ranks hold parts of the split, and every rank gets the score of the whole.
-    """
-    device = next(model.parameters()).device
-    loss = torch.zeros((), device=device)
-    confusion = torch.zeros(num_classes * num_classes + 1, dtype=torch.int64, device=device)  # the last cell: padding
-    was_training = model.training
-    model.eval()
-    for images, labels in loader:
-        with autocast(device, precision):
-            logits = model(images).float()
-            if tta == "flip":
-                logits = (logits + model(images.flip(3)).float()) / 2
-        loss += F.cross_entropy(logits, labels, reduction="sum")
-        cells = torch.where(labels == IGNORE, num_classes**2, labels * num_classes + logits.argmax(1))
-        confusion.index_add_(0, cells, torch.ones_like(cells))
-    model.train(was_training)
-    if world:
-        world.sum(loss, confusion)
-    confusion = confusion[:-1].view(num_classes, num_classes).cpu()
-    return Evaluation(loss=loss.item() / int(confusion.sum()), confusion=confusion)
+    """Score `model` once; the arguments are those of `Evaluator` and `logits_of`."""
+    evaluator = Evaluator(model, logits_of(model, precision, tta), loader, num_classes, world=world)
+    evaluator.run()
+    return evaluator.score()
 
 
 def evaluation_loader(
@@ -114,12 +198,6 @@ def evaluation_loader(
     return open_loader(kind, dataset, split, recipe.augment.evaluation(), **options)
 
 
-def score_model(model: nn.Module, loader: Loader, recipe: Recipe, world: World | None = None) -> Evaluation:
-    """Score `model` with the precision and test-time augmentation of the recipe."""
-    precision, tta = recipe.train.precision, recipe.evaluate.tta
-    return evaluate(model, loader, recipe.model.num_classes, precision=precision, tta=tta, world=world)
-
-
 def evaluate_run(recipe: Recipe, path: Path, dataset: Dataset, split: str, device: torch.device) -> Evaluation:
     """Score the checkpoint at `path`, trained with `recipe`, on the "train", "val" or "test" split.
 
@@ -129,10 +207,12 @@ def evaluate_run(recipe: Recipe, path: Path, dataset: Dataset, split: str, devic
     if split not in ("train", "val", "test"):
         raise UserError(f"--split {split}: must be train, val or test")
     recipe = recipe.with_classes(len(dataset.manifest.classes), dataset.manifest.image_shape[2])
-    model = build_model(recipe.model)
+    precision = recipe.train.precision
+    model = to_weights_dtype(build_model(recipe.model), precision)
     restore_model(load_checkpoint(path), model, recipe.model)
     loader = evaluation_loader(dataset, split, recipe, device)
     if loader is None:
         raise UserError(f"--split {split}: {dataset.root} has no {split} split")
-    with arithmetic(recipe.train.precision):
-        return score_model(model.to(device, memory_format=torch.channels_last), loader, recipe)
+    model.to(device, memory_format=torch.channels_last)
+    with arithmetic(precision):
+        return evaluate(model, loader, recipe.model.num_classes, precision=precision, tta=recipe.evaluate.tta)

@@ -1,19 +1,77 @@
-"""Arithmetic of a run: which dtype the forward pass computes in, and which kernels may compute it."""
+"""Arithmetic of a run: which dtype it computes in, which it keeps its weights in, and which kernels may compute it."""
 
 import os
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
-DTYPES = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
+from fastcifar.config import PRECISIONS as DTYPE_NAMES
+
+
+@dataclass(frozen=True)
+class Precision:
+    """One value of `train.precision`.
+
+    Attributes:
+        compute: dtype of convolutions, matrix products and the batch's images.
+        weights: dtype of the weights and of what the optimizer keeps of them; BatchNorm's stay float32.
+    """
+
+    compute: torch.dtype
+    weights: torch.dtype = torch.float32
+
+    @property
+    def scaled(self) -> bool:
+        """Whether gradients are scaled up, as those of float16 would vanish below its smallest number, 6e-8."""
+        return self.compute == torch.float16
+
+
+PRECISIONS = {
+    name: Precision(dtype, dtype if name.startswith("pure_") else torch.float32)
+    for name, dtype in ((name, getattr(torch, dtype)) for name, dtype in DTYPE_NAMES.items())
+}
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """The context of a forward pass: bf16 autocasts over float32 weights, tf32 and fp32 do nothing."""
-    return torch.autocast(device.type, dtype=DTYPES[precision], enabled=DTYPES[precision] != torch.float32)
+    """The context of a forward pass: casts to a 16-bit dtype over float32 weights; otherwise it does nothing."""
+    arithmetic = PRECISIONS[precision]
+    return torch.autocast(device.type, dtype=arithmetic.compute, enabled=arithmetic.compute != arithmetic.weights)
+
+
+def to_weights_dtype(model: nn.Module, precision: str) -> nn.Module:
+    """Cast, in place, all weights but BatchNorm's to the dtype in which `precision` keeps them; returns `model`."""
+    for module in model.modules():
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(PRECISIONS[precision].weights)
+    return model
+
+
+def gradient_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
+    """The loss scaling of Micikevicius et al., Mixed Precision Training, 2018; it passes all through unless fp16 needs it.
+
+    With a fused optimizer nothing of it waits for the device. Its state exists from the start, so that it can be saved,
+    restored and captured: see `scaler_state`.
+    """
+    scaler = torch.amp.GradScaler(device.type, enabled=PRECISIONS[precision].scaled)
+    scaler.scale(torch.zeros((), device=device))
+    return scaler
+
+
+def scaler_state(scaler: torch.amp.GradScaler) -> dict[str, torch.Tensor]:
+    """The scale and the steps since it last changed, the very tensors that the scaler writes to; {} where it is disabled."""
+    return {"scale": scaler._scale, "growth": scaler._growth_tracker} if scaler.is_enabled() else {}
+
+
+def reset_scaler(scaler: torch.amp.GradScaler) -> None:
+    """Set the scale back, in place, to that of a new scaler."""
+    for tensor, begin in zip(scaler_state(scaler).values(), (scaler._init_scale, 0), strict=False):
+        tensor.fill_(begin)
 
 
 @contextmanager

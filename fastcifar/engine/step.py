@@ -8,20 +8,24 @@ captured graph fits the same interface.
 import os
 import shutil
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from fastcifar.config import Recipe
-from fastcifar.engine.precision import autocast
+from fastcifar.engine.precision import autocast, gradient_scaler, scaler_state
 from fastcifar.errors import UserError
 from fastcifar.optim.schedules import lr_table
 
 BACKENDS = "captured", "compiled", "eager"
+WARM_UP_STEPS = 3  # autograd, the optimizer and the compiled code have allocated and tuned by then
+
+Mark = Callable[[str], None]
 
 
 class Loader(Protocol):
@@ -46,15 +50,25 @@ class Step(Protocol):
     losses: torch.Tensor
     correct: torch.Tensor
 
+    def warm_up(self) -> None:
+        """Compile, tune and allocate; weights, counters, metrics and random state are afterwards as they were."""
+
     def seek(self, step: int) -> None:
         """Go to global step number `step`, 0 being the first of the run."""
 
     def run(self, count: int) -> None:
-        """Take `count` steps; they must lie in one epoch. Returns before the device has finished."""
+        """Take `count` steps, into the next epoch where this one ends. Returns before the device has finished."""
 
 
 class EagerStep:
-    """The step in plain PyTorch; with `compiled`, forward pass and loss go through torch.compile."""
+    """The step in plain PyTorch; with `compiled`, forward pass and loss go through torch.compile.
+
+    Args:
+        scaler: scales the loss; see `fastcifar.engine.precision.gradient_scaler`. It must be of the model's device.
+        average_gradients: called between backward and update; see `fastcifar.engine.distributed`.
+        mark: called at the end of every phase with its name: augment, forward, loss, backward, optimizer. With it a compiled
+            forward pass ends before the loss, which costs a fusion.
+    """
 
     def __init__(
         self,
@@ -64,58 +78,117 @@ class EagerStep:
         recipe: Recipe,
         *,
         compiled: bool,
+        scaler: torch.amp.GradScaler | None = None,
         average_gradients: Callable[[], None] | None = None,
+        mark: Mark | None = None,
     ) -> None:
         self.backend = "compiled" if compiled else "eager"
-        self.average_gradients = average_gradients
+        self.average_gradients, self.mark = average_gradients, mark or (lambda phase: None)
         self.model, self.optimizer, self.loader = model, optimizer, loader
         self.lr = optimizer.param_groups[0]["lr"]
         device = self.lr.device
+        self.scaler = scaler or gradient_scaler(device, recipe.train.precision)
         table = lr_table(recipe.schedule, recipe.optimizer.lr, recipe.train.epochs, len(loader))
         self.lr_table = table.to(device)
+        self.at = torch.zeros(1, dtype=torch.int64, device=device)
+        """(1,) int64 on the device: the global step that is taken next."""
         self.losses = torch.full_like(self.lr_table, float("nan"))
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
-        forward = forward_loss(model, device, recipe)
+        forward = forward_loss(model, device, recipe, mark)
         self.forward = torch.compile(forward, dynamic=False) if compiled else forward
         self.seek(0)
 
+    def warm_up(self) -> None:
+        if self.backend != "eager":
+            self._practise()
+
     def seek(self, step: int) -> None:
         self.position = step
+        self.at.fill_(step)
         self.correct.zero_()
         self.loader.set_epoch(step // len(self.loader))
 
     def run(self, count: int) -> None:
-        for _ in range(count):
+        end = self.position + count
+        while self.position < end:
             if self.position and self.position % len(self.loader) == 0:
                 self.seek(self.position)
-            self._step()
+            self._advance(min(end - self.position, len(self.loader) - self.position % len(self.loader)))
+
+    def _advance(self, count: int) -> None:
+        """Take `count` steps of the epoch."""
+        for _ in range(count):
+            self._one()
             self.position += 1
 
-    def _step(self) -> None:
-        images, labels = self.loader.batch(self.position % len(self.loader))
-        self.lr.copy_(self.lr_table[self.position])
-        loss, correct = self.forward(images, labels)
-        loss.backward()
+    def _one(self) -> None:
+        self._train(self.loader.batch(self.position % len(self.loader)))
+
+    def _train(self, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """One step on a batch; the learning rate is read, and the metrics are written, at step `self.at` of the run."""
+        self.mark("augment")
+        self.lr.copy_(self.lr_table.index_select(0, self.at)[0])
+        loss, correct = self.forward(*batch)
+        self.mark("loss")
+        self.scaler.scale(loss).backward()
         if self.average_gradients:
             self.average_gradients()
-        self.optimizer.step()
+        self.mark("backward")
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.losses[self.position] = loss.detach()
+        self.losses.index_copy_(0, self.at, loss.detach()[None])
         self.correct += correct
+        self.at += 1
+        self.mark("optimizer")
+
+    def _practise(self) -> None:
+        """Take the next step a few times and undo it."""
+        with undone(self._changed, self.lr.device):
+            for _ in range(WARM_UP_STEPS):
+                self.at.fill_(self.position)
+                self._one()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _changed(self) -> list[torch.Tensor]:
+        """Everything that a step changes."""
+        states = [value for state in self.optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+        model = [*self.model.parameters(), *self.model.buffers()]
+        return [*model, *states, *scaler_state(self.scaler).values(), self.lr, self.losses, self.correct, self.at]
+
+
+@contextmanager
+def undone(changed: Callable[[], list[torch.Tensor]], device: torch.device) -> Iterator[None]:
+    """Put the tensors that `changed` lists back, in place, and the random state of `device` too; a new one becomes 0.
+
+    New tensors are an optimizer's state, which begins as 0.
+    """
+    random_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+    before = {id(tensor): tensor.clone() for tensor in changed()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor in changed():
+                tensor.copy_(before[id(tensor)]) if id(tensor) in before else tensor.zero_()
+        torch.cuda.set_rng_state(random_state, device) if device.type == "cuda" else torch.set_rng_state(random_state)
 
 
 def forward_loss(
-    model: nn.Module, device: torch.device, recipe: Recipe
+    model: nn.Module, device: torch.device, recipe: Recipe, mark: Mark | None = None
 ) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """A function of (images, labels) that gives the mean cross entropy (float32) and the number predicted correctly.
 
     Labels are (B,) int64, or probabilities (B, K), of which the likeliest class counts as the correct one.
     """
     smoothing, precision = recipe.train.label_smoothing, recipe.train.precision
+    mark = mark and torch.compiler.disable(mark)
 
     def forward(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with autocast(device, precision):
             logits = model(images)
+        if mark:
+            mark("forward")
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
         classes = labels if labels.dim() == 1 else labels.argmax(1)
         return loss, (logits.argmax(1) == classes).sum()
@@ -129,40 +202,38 @@ def build(
     loader: Loader,
     recipe: Recipe,
     backend: str = "eager",
-    *,
-    average_gradients: Callable[[], None] | None = None,
+    **options: Any,
 ) -> Step:
-    """The training step of `recipe` by the back end named.
-
-    `average_gradients` is called between backward and update; see `fastcifar.engine.distributed`.
-    """
+    """The training step of `recipe` by the back end named; `options` are those of `EagerStep`."""
     if backend == "captured":
         from fastcifar.engine.captured import CapturedStep  # here: it builds on this module
 
-        return CapturedStep(model, optimizer, loader, recipe, average_gradients=average_gradients)
-    return EagerStep(model, optimizer, loader, recipe, compiled=backend == "compiled", average_gradients=average_gradients)
+        return CapturedStep(model, optimizer, loader, recipe, **options)
+    return EagerStep(model, optimizer, loader, recipe, compiled=backend == "compiled", **options)
 
 
-def choose_backend(asked: str, device: torch.device) -> tuple[str, str]:
-    """(back end, reason) for "auto" or one of BACKENDS.
+def choose_backend(asked: str, device: torch.device, *, streaming: bool = False) -> tuple[str, str]:
+    """(back end, reason) for "auto" or one of BACKENDS: the first that can be had, from the one asked for on.
 
     Raises:
-        UserError: no such back end, "compiled" where torch.compile cannot work, or "captured" without CUDA.
+        UserError: no such back end.
     """
     if asked not in ("auto", *BACKENDS):
         raise UserError(f"--step {asked}: must be auto or one of {', '.join(BACKENDS)}")
-    missing = _missing_compiler()
-    if asked == "captured" and device.type != "cuda":
-        raise UserError(f"--step captured: a CUDA graph needs a CUDA device, this is {device}; leave --step out")
-    if asked in ("compiled", "captured") and missing:
-        raise UserError(f"--step {asked}: torch.compile needs {missing}")
-    if asked != "auto":
-        return asked, "as asked"
-    if device.type != "cuda":
+    if asked == "eager":
+        return "eager", "as asked"
+    if asked == "auto" and device.type != "cuda":
         return "eager", "torch.compile is no gain on a CPU"
+    missing = _missing_compiler()
     if missing:
         return "eager", f"torch.compile needs {missing}"
-    return "compiled", "captured is not measured yet"
+    if asked == "compiled":
+        return "compiled", "as asked"
+    if device.type != "cuda":
+        return "compiled", f"a CUDA graph needs a CUDA device, this is {device}"
+    if streaming:
+        return "compiled", "streamed batches come from the host, which a CUDA graph cannot wait for"
+    return "captured", "as asked" if asked == "captured" else "the fewest launches"
 
 
 def _missing_compiler() -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,29 +13,29 @@ from rich.console import Console
 
 from fastcifar.config import Recipe, dump_recipe
 from fastcifar.data.dataset import Dataset
-from fastcifar.data.streaming import choose_loader, open_loader
-from fastcifar.engine import step as steps
-from fastcifar.engine.checkpoint import load_checkpoint, restore_model, restore_optimizer, save_checkpoint
-from fastcifar.engine.distributed import (
-    World,
-    gather_random_state,
-    joined,
-    own_random_state,
-    seed_rank,
-    synchronise_batchnorm,
+from fastcifar.engine.checkpoint import (
+    checkpoint_tensors,
+    load_checkpoint,
+    restore_model,
+    restore_optimizer,
+    save_checkpoint,
 )
-from fastcifar.engine.environment import environment
-from fastcifar.engine.evaluate import Evaluation, Loader, evaluation_loader, score_model
+from fastcifar.engine.distributed import gather_random_state, joined, own_random_state, seed_rank
+from fastcifar.engine.engine import Engine
+from fastcifar.engine.evaluate import Evaluation, read_sums
+from fastcifar.engine.memory import advised
 from fastcifar.engine.precision import arithmetic, has_bf16
 from fastcifar.engine.rundir import RunDirectory, new_run, read_environment
+from fastcifar.engine.transfer import Clock, Snapshot, Transfer
 from fastcifar.errors import UserError
 from fastcifar.files import write_json, write_text
-from fastcifar.models import build_model
-from fastcifar.models.padding import pad_widths, real_parameters
-from fastcifar.optim.optimizers import build_optimizer
+from fastcifar.models.padding import real_parameters
 from fastcifar.report.console import Reporter
 from fastcifar.report.metrics import MetricsLog
 from fastcifar.report.plots import plot_curves
+
+SAVE_EVERY_S = 10.0
+"""Seconds between two writings of checkpoint, log and curves; the last epoch and a stop always write."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,84 +81,88 @@ def train(
         should_stop: asked between two steps; once true, the run ends with a checkpoint from which it can be resumed.
 
     Raises:
-        UserError: the recipe does not fit the data, the checkpoint does not fit the recipe, or the loss is not finite.
+        UserError: the recipe does not fit the data or the device's memory, the checkpoint does not fit the recipe, or the
+            loss is not finite.
     """
-    recipe = recipe.with_classes(len(dataset.manifest.classes), dataset.manifest.image_shape[2])
-    with joined(device) as world, arithmetic(recipe.train.precision, deterministic=recipe.train.deterministic):
+    started = time.perf_counter()
+    with joined(device) as world, arithmetic_of(recipe), advised(recipe, dataset.manifest, world.device):
         run = resume or world.first(lambda: new_run(recipe, out))
-        reporter = (reporter or Reporter()) if world.leads else Reporter(console=Console(quiet=True, force_terminal=False))
-        trainer = Trainer(recipe, dataset, run, world, backend, loader, reporter)
+        engine = Engine(recipe, dataset, world, backend=backend, loader=loader)
+        trainer = Trainer(engine, run, reporter or Reporter(), started=started)
+        trainer.warm_up()
         if resume:
             trainer.resume()
         return trainer.fit(should_stop)
 
 
-class Trainer:
-    """One run in progress. `train` is the way in; this class is for those who want to stand between its stages."""
+@dataclasses.dataclass(frozen=True)
+class Epoch:
+    """An epoch given to the device, which may not have finished it yet.
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        dataset: Dataset,
-        run: RunDirectory,
-        world: World,
-        backend: str,
-        loader: str,
-        reporter: Reporter,
-    ) -> None:
-        self.started = time.perf_counter()
-        self.recipe, self.dataset, self.run, self.reporter = recipe, dataset, run, reporter
-        self.world, self.device = world, world.device
-        device = world.device
-        torch.manual_seed(recipe.train.seed)
-        model = build_model(recipe.model)
-        if recipe.train.pad_widths:
-            pad_widths(model, recipe.train.pad_widths)
-        self.model = model.to(device, memory_format=torch.channels_last)
-        if recipe.train.sync_batchnorm:
-            self.model = synchronise_batchnorm(self.model, world)
-        seed_rank(recipe.train.seed, world)
-        self.optimizer = build_optimizer(self.model, recipe.optimizer)
-        pixels = dataset.manifest.counts["train"] * math.prod(dataset.manifest.image_shape)
-        self.loader_kind, self.loader_reason = world.first(lambda: choose_loader(loader, pixels, device))
-        self.loader = open_loader(
-            self.loader_kind,
-            dataset,
-            "train",
-            recipe.augment,
-            batch_size=recipe.train.batch_size,
-            seed=recipe.train.seed,
-            device=device,
-            num_classes=recipe.model.num_classes,
-            shard=world.shard,
-        )
-        self.val_loader = self._evaluation_loader("val")
-        self.backend, self.why = steps.choose_backend(backend, device)
-        if self.backend == "captured" and self.loader_kind == "streaming":
-            raise UserError("--step captured: a streamed batch comes from the host; use --step compiled or --loader resident")
-        average = world.gradients(self.model)
-        self.step = steps.build(self.model, self.optimizer, self.loader, recipe, self.backend, average_gradients=average)
+    Attributes:
+        end: the global step behind it.
+        images: trained on since the epoch began or was taken up.
+        begun, trained, evaluated: moments of a `Clock`.
+        random_state: of the generators that dropout draws from, at its end.
+    """
+
+    end: int
+    images: int
+    begun: Any
+    trained: Any
+    evaluated: Any
+    random_state: dict[str, torch.Tensor]
+
+
+class Trainer:
+    """One run in progress. `train` is the way in; this class is for those who want to stand between its stages.
+
+    On a GPU the host is an epoch ahead: it reads what an epoch came to while the device is at work on the next.
+    """
+
+    def __init__(self, engine: Engine, run: RunDirectory, reporter: Reporter, *, started: float) -> None:
+        self.engine, self.run, self.started = engine, run, started
+        self.recipe, self.world, self.device = engine.recipe, engine.world, engine.device
+        self.reporter = reporter if self.world.leads else Reporter(console=Console(quiet=True, force_terminal=False))
+        self.step, self.length = engine.step, len(engine.loader)
         self.log = MetricsLog(run.metrics)
+        self.clock, self.transfer = Clock(self.device), Transfer(self.device)
+        stream = torch.cuda.Stream() if self.device.type == "cuda" else None
+        self.newest, self.best = Snapshot(stream), Snapshot(stream)
+        self.losses = torch.full_like(self.step.losses, float("nan"), device="cpu")
+        """Of every step, as far as the host knows them."""
+        self.lr_table = self.step.lr_table.cpu()
         self.position = 0
-        """Steps taken so far."""
+        """Steps given to the device so far."""
         self.logged = 0
         """Steps whose losses are in the log."""
         self.merged = 0
         """Steps whose losses are those of all ranks."""
+        self.unread: Epoch | None = None
+        """The epoch whose metrics are on their way."""
         self.best_accuracy = -1.0
-        self.seconds = {"train": 0.0, "evaluate": 0.0}
+        self.best_is_saved = True
+        self.saved_at = time.perf_counter()
+        self.seconds = {"warm_up": 0.0, "train": 0.0, "evaluate": 0.0}
         self.earlier_seconds = 0.0
 
     @property
     def total_steps(self) -> int:
-        return self.recipe.train.epochs * len(self.loader)
+        return self.recipe.train.epochs * self.length
+
+    def warm_up(self) -> None:
+        """Compile and capture what the run needs; its time counts in the total, and is shown apart."""
+        self._begin_as_one()
+        self.seconds["warm_up"] += self.engine.warm_up()
 
     def resume(self) -> None:
         """Take up the run's last checkpoint: weights, optimizer, random state, position and log."""
-        self._check_same_data()
+        if read_environment(self.run).get("dataset_sha256") != self.engine.dataset.manifest.sha256:
+            where = self.engine.dataset.root
+            raise UserError(f"{self.run.root}: began with other data than {where} holds; give its own with --data")
         checkpoint = load_checkpoint(self.run.last)
-        restore_model(checkpoint, self.model, self.recipe.model)
-        restore_optimizer(checkpoint, self.model, self.optimizer)
+        restore_model(checkpoint, self.engine.model, self.recipe.model)
+        restore_optimizer(checkpoint, self.engine.model, self.engine.optimizer)
         state, info = checkpoint.section("state"), checkpoint.info
         if state["losses"].shape != self.step.losses.shape:
             raise UserError(
@@ -167,234 +172,251 @@ class Trainer:
         self.position = info["step"]
         if self.position >= self.total_steps:
             raise UserError(f"{self.run.root}: already finished; score it with: fastcifar eval {self.run.root}")
-        self.best_accuracy, self.seconds = info["best_accuracy"], info["seconds"]
-        self.earlier_seconds = info["total_seconds"]
+        self.best_accuracy, self.earlier_seconds = info["best_accuracy"], info["total_seconds"]
+        self.seconds = {name: spent + info["seconds"].get(name, 0.0) for name, spent in self.seconds.items()}
         self.step.seek(self.position)
         self.step.losses.copy_(state["losses"])
+        self.losses.copy_(state["losses"])
         if self.world.leads:  # the sum over the ranks is one rank's to bring along
             self.step.correct.copy_(state["correct"])
+        for name, tensor in self.engine.scaler_state().items():
+            tensor.copy_(state[name])
         self.merged = self.position
         seed_rank(self.recipe.train.seed, self.world, self.position)
         _set_random_state(own_random_state(state, self.world), self.device)
         self.log.load(self.position)
-        if len(self.log.epochs()) != self.position // len(self.loader):
+        if len(self.log.epochs()) != self.position // self.length:
             raise UserError(f"{self.log.path}: does not hold the epochs before step {self.position}; it is damaged")
         self.logged = max((row["global_step"] for row in self.log.rows), default=0)
-
-    def _check_same_data(self) -> None:
-        began_with = read_environment(self.run).get("dataset_sha256")
-        if began_with != self.dataset.manifest.sha256:
-            raise UserError(f"{self.run.root}: began with other data than {self.dataset.root} holds; give its own with --data")
+        self._begin_as_one()
 
     def _begin_as_one(self) -> None:
         """See that all ranks train the same, and give them rank 0's weights and optimizer state."""
-        begun = self.world.gather((dump_recipe(self.recipe), str(self.dataset.manifest.sha256), self.position))
-        for what, values in zip(("recipe", "data", "checkpoint"), zip(*begun, strict=True), strict=True):
+        sha256 = str(self.engine.dataset.manifest.sha256)
+        begun = self.world.gather((dump_recipe(self.recipe), sha256, self.position, self.engine.backend))
+        for what, values in zip(("recipe", "data", "checkpoint", "step"), zip(*begun, strict=True), strict=True):
             if len(set(values)) > 1:
                 raise UserError(f"{self.run.root}: the processes of the run have different {what}s; give all of them the same")
-        states = [tensor for state in self.optimizer.state.values() for tensor in state.values()]
-        self.world.copy_first([*self.model.parameters(), *self.model.buffers(), *states])
+        states = [tensor for state in self.engine.optimizer.state.values() for tensor in state.values()]
+        self.world.copy_first([*self.engine.model.parameters(), *self.engine.model.buffers(), *states])
 
     def fit(self, should_stop: Callable[[], bool]) -> Result:
         """Train to the end of the recipe, or until `should_stop`; then test once, on the last weights."""
-        self._begin_as_one()
         if self.world.leads:
-            self._describe()
-        self.reporter.line(
-            f"{self.run.root}: {self.recipe.name} on {self.dataset.manifest.name}, {self._where()}, "
-            f"{self.backend} step ({self.why}), {self.loader.augment} augmentation ({self.loader.augment_reason})"
-        )
-        if self.loader_kind == "streaming":
-            self.reporter.line(f"streaming from {self.dataset.root}: {self.loader_reason}")
-        if self.recipe.train.precision == "bf16" and not has_bf16(self.device):
-            self.reporter.line(f"{self.device} has no bf16 arithmetic: --set train.precision=fp32 will be faster")
-        self.reporter.start(epochs=self.recipe.train.epochs, steps_per_epoch=len(self.loader), step=self.position)
+            write_text(self.run.recipe, dump_recipe(self.recipe))
+            write_json(self.run.environment, self.engine.describe())
+        self._introduce()
+        self.reporter.start(epochs=self.recipe.train.epochs, steps_per_epoch=self.length, step=self.position)
         try:
-            self.model.train()
-            while self.position < self.total_steps:
-                if not self._epoch(should_stop):
-                    return Result(self.run, finished=False, summary=None, model=self.model)
+            self.engine.model.train()
+            finished = self._train(should_stop)
         finally:
             self.reporter.stop()
-        return Result(self.run, finished=True, summary=self._finish(), model=self.model)
+        summary = self._finish() if finished else None
+        return Result(self.run, finished=finished, summary=summary, model=self.engine.model)
 
-    def _where(self) -> str:
-        return str(self.device) if self.world.size == 1 else f"{self.world.size} x {self.device.type}"
+    def _introduce(self) -> None:
+        engine, world = self.engine, self.world
+        where = str(self.device) if world.size == 1 else f"{world.size} x {self.device.type}"
+        self.reporter.line(
+            f"{self.run.root}: {self.recipe.name} on {engine.dataset.manifest.name}, {where}, {engine.backend} step "
+            f"({engine.why}), {engine.loader.augment} augmentation ({engine.loader.augment_reason})"
+        )
+        if engine.loader_kind == "streaming":
+            self.reporter.line(f"streaming from {engine.dataset.root}: {engine.loader_reason}")
+        if self.recipe.train.precision == "bf16" and not has_bf16(self.device):
+            self.reporter.line(f"{self.device} has no bf16 arithmetic: --set train.precision=fp32 will be faster")
 
-    def _describe(self) -> None:
-        """Write what the run is: recipe.toml and environment.json."""
-        described = environment(self.device) | {
-            "dataset": self.dataset.manifest.name,
-            "dataset_sha256": self.dataset.manifest.sha256,
-            "processes": self.world.size,
-            "step": self.backend,
-            "step_reason": self.why,
-            "loader": self.loader_kind,
-            "loader_reason": self.loader_reason,
-            "augment": self.loader.augment,
-            "augment_reason": self.loader.augment_reason,
-        }
-        write_text(self.run.recipe, dump_recipe(self.recipe))
-        write_json(self.run.environment, described)
+    def _train(self, should_stop: Callable[[], bool]) -> bool:
+        """Train to the end of the recipe; False where `should_stop` cut it short."""
+        while self.position < self.total_steps:
+            begun, first = self.clock.now(), self.position
+            finished = self._take_epoch(should_stop)
+            trained = self.clock.now()
+            self._merge()
+            if not finished:
+                self._read_epoch()
+                self.seconds["train"] += self.clock.seconds(begun, trained)
+                self._stop_here()
+                return False
+            validation = self.engine.evaluator("val")
+            if validation:
+                validation.run()
+            evaluated = self.clock.now()
+            self._read_epoch()  # the one before, while the device is at this one
+            self._send_metrics()
+            self.newest.take(self._live_tensors())
+            images = (self.position - first) * self.recipe.train.batch_size
+            self.unread = Epoch(self.position, images, begun, trained, evaluated, _random_state(self.device))
+            if self.device.type == "cpu":
+                self._read_epoch()
+        self._read_epoch()
+        return True
 
-    def _epoch(self, should_stop: Callable[[], bool]) -> bool:
-        """Train to the end of the current epoch, then validate; False where `should_stop` cut it short."""
+    def _take_epoch(self, should_stop: Callable[[], bool]) -> bool:
+        """Give the device the rest of the current epoch; False where `should_stop` cut it short."""
         begun, first = time.perf_counter(), self.position
-        end = (self.position // len(self.loader) + 1) * len(self.loader)
+        end = (self.position // self.length + 1) * self.length
         # On a CPU a step is over when it returns: report each. A GPU is given many at once and is not waited for.
         portion = 1 if self.device.type == "cpu" else self.recipe.train.log_every
         while self.position < end:
             if self.world.any(should_stop()):
-                self._merge()
-                self._account(begun)
-                self._save_last()
                 return False
             count = min(portion, end - self.position)
             self.step.run(count)
             self.position += count
-            if self.device.type == "cpu" and self.world.size == 1:
-                self._log_steps(self.step.losses)
-            speed = (self.position - first) * self.recipe.train.batch_size / (time.perf_counter() - begun)
-            self.reporter.advance(self.position, self._newest_loss(), speed)
-        self._finish_epoch(begun, (end - first) * self.recipe.train.batch_size)
+            self._report_progress((self.position - first) * self.recipe.train.batch_size, begun)
         return True
+
+    def _report_progress(self, images: int, begun: float) -> None:
+        """On a CPU, all of it; of a GPU the host knows nothing newer than the last epoch read."""
+        if self.device.type == "cpu" and self.world.size == 1:
+            self.losses[: self.position] = self.step.losses[: self.position]
+            self._log_steps(self.position)
+            since = self.losses[self.logged : self.position]
+            loss = since.mean().item() if len(since) else self._logged_loss()
+            self.reporter.advance(self.position, loss, images / (time.perf_counter() - begun))
+        else:
+            epochs = self.log.epochs()
+            self.reporter.advance(self.position, self._logged_loss(), epochs[-1]["images_per_s"] if epochs else math.nan)
+
+    def _logged_loss(self) -> float:
+        rows = [row for row in self.log.rows[-2:] if row["kind"] == "steps"]
+        return rows[-1]["loss"] if rows else math.nan
 
     def _merge(self) -> None:
         """Make one of what the ranks counted since the last time; BatchNorm's running statistics become those of rank 0."""
         if self.merged < self.position:
             self.world.mean(self.step.losses[self.merged : self.position])
             self.world.sum(self.step.correct)
-            self.world.copy_first(self.model.buffers())
+            self.world.copy_first(self.engine.model.buffers())
             self.merged = self.position
 
-    def _finish_epoch(self, begun: float, images: int) -> None:
-        """Read the epoch's metrics, validate, log, checkpoint and draw."""
-        self._merge()
-        losses, correct = self.step.losses.cpu(), int(self.step.correct)
-        elapsed = self._account(begun)
-        self._check_finite(losses)
-        self._check_weights()
-        self._log_steps(losses)
-        length = len(self.loader)
-        validation = self._evaluate(self.val_loader)
+    def _send_metrics(self) -> None:
+        """The epoch's losses and correct predictions, whether the weights are finite, and the validation's sums."""
+        validation = self.engine.evaluator("val")
+        sums = [validation.sums] if validation else []
+        losses = self.step.losses[self.position - self.length : self.position]
+        self.transfer.send([losses, self.step.correct, _largest(self.engine.model), *sums])
+
+    def _read_epoch(self) -> None:
+        """Wait for the epoch whose metrics are on their way; check, log and report it, and save what is due."""
+        if not self.unread:
+            return
+        epoch, self.unread = self.unread, None
+        losses, correct, largest, *sums = self.transfer.receive()
+        self.losses[epoch.end - self.length : epoch.end] = losses
+        seconds = self.clock.seconds(epoch.begun, epoch.trained)
+        self.seconds["train"] += seconds
+        self.seconds["evaluate"] += self.clock.seconds(epoch.trained, epoch.evaluated)
+        self._check_finite(epoch.end, largest.item())
+        self._log_steps(epoch.end)
+        validation = read_sums(sums[0]) if sums else None
         if validation and not math.isfinite(validation.loss):
-            self._diverged(f"the validation loss became {validation.loss}", self.position - 1)
+            self._diverged(f"the validation loss became {validation.loss}", epoch.end - 1)
         row = self.log.add(
             "epoch",
-            epoch=self.position // length,
-            global_step=self.position,
-            train_loss=losses[self.position - length : self.position].mean().item(),
-            train_accuracy=correct / (length * self.recipe.train.batch_size),
+            epoch=epoch.end // self.length,
+            global_step=epoch.end,
+            train_loss=losses.mean().item(),
+            train_accuracy=correct.item() / (self.length * self.recipe.train.batch_size),
             val_loss=validation.loss if validation else None,
             val_accuracy=validation.accuracy if validation else None,
-            lr=self.step.lr_table[self.position - 1].item(),
-            images_per_s=images / elapsed,
-            train_seconds=elapsed,
+            lr=self.lr_table[epoch.end - 1].item(),
+            images_per_s=epoch.images / seconds,
+            train_seconds=seconds,
         )
-        if validation and validation.accuracy > self.best_accuracy:
-            self.best_accuracy = validation.accuracy
-            self._save(self.run.best)
-        self._save_last()
-        if self.world.leads:
-            plot_curves(self.log.epochs(), self.run.curves, f"{self.recipe.name} on {self.dataset.manifest.name}")
+        self._keep_best(validation)
+        self._save_if_due(epoch)
         self.reporter.epoch(row)
 
-    def _log_steps(self, losses: torch.Tensor) -> None:
-        """Log the mean loss of each window of steps that is complete; an epoch's last window may be shorter."""
-        length, every = len(self.loader), self.recipe.train.log_every
-        while self.logged < self.position:
-            epoch, done = divmod(self.logged, length)
-            end = epoch * length + min((done // every + 1) * every, length)
-            if end > self.position:
+    def _log_steps(self, end: int) -> None:
+        """Log the mean loss of each window of steps before `end` that is complete; an epoch's last may be shorter."""
+        every = self.recipe.train.log_every
+        while self.logged < end:
+            epoch, done = divmod(self.logged, self.length)
+            last = epoch * self.length + min((done // every + 1) * every, self.length)
+            if last > end:
                 return
-            self._check_finite(losses)
-            row = self.log.add(
-                "steps",
-                epoch=epoch + 1,
-                step=end - epoch * length,
-                global_step=end,
-                loss=losses[self.logged : end].mean().item(),
-            )
-            self.logged = end
+            self._check_finite(last)
+            loss = self.losses[self.logged : last].mean().item()
+            row = self.log.add("steps", epoch=epoch + 1, step=last - epoch * self.length, global_step=last, loss=loss)
+            self.logged = last
             self.reporter.steps(row)
 
-    def _newest_loss(self) -> float:
-        """Mean loss since the last logged window, or of it; from a GPU nothing is read before the epoch ends."""
-        if self.device.type == "cpu" and self.position > self.logged:
-            return self.step.losses[self.logged : self.position].mean().item()
-        rows = [row for row in self.log.rows[-2:] if row["kind"] == "steps"]
-        return rows[-1]["loss"] if rows else math.nan
+    def _check_finite(self, end: int, largest: float = 0.0) -> None:
+        """Stop at a loss that is not a number, before a checkpoint is written over the last good one.
 
-    def _check_finite(self, losses: torch.Tensor) -> None:
-        """Stop at a loss that is not a number, before a checkpoint is written over the last good one."""
-        bad = torch.nonzero(~torch.isfinite(losses[: self.position]))
+        The same for the weights, which the last update may have spoilt though the loss before it was finite.
+        """
+        bad = torch.nonzero(~torch.isfinite(self.losses[:end]))
         if len(bad):
-            self._diverged(f"the loss became {losses[bad[0]].item()}", int(bad[0]))
-
-    def _check_weights(self) -> None:
-        """The same for the weights, which the last update may have spoilt though the loss before it was finite."""
-        tensors = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
-        if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
-            self._diverged("the weights became infinite or NaN", self.position - 1)
+            self._diverged(f"the loss became {self.losses[bad[0]].item()}", int(bad[0]))
+        if not math.isfinite(largest):
+            self._diverged("the weights became infinite or NaN", end - 1)
 
     def _diverged(self, what: str, step: int) -> NoReturn:
-        epoch, step_of_epoch = divmod(step, len(self.loader))
+        epoch, step_of_epoch = divmod(step, self.length)
         kept = f"the last good checkpoint is {self.run.last}" if self.run.last.exists() else "no checkpoint was written yet"
         raise UserError(
             f"{what} at step {step + 1} (epoch {epoch + 1}, step {step_of_epoch + 1}); {kept}; "
             f"try an optimizer.lr below {self.recipe.optimizer.lr:g}"
         )
 
-    def _account(self, begun: float) -> float:
-        """Seconds of training since `begun`, added to the run's; waits for the device."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        elapsed = time.perf_counter() - begun
-        self.seconds["train"] += elapsed
-        return elapsed
+    def _keep_best(self, validation: Evaluation | None) -> None:
+        if validation and validation.accuracy > self.best_accuracy:
+            self.best_accuracy, self.best_is_saved = validation.accuracy, False
+            self.best.copy(self.newest, "model.")
 
-    def _evaluation_loader(self, split: str) -> Loader | None:
-        return evaluation_loader(self.dataset, split, self.recipe, self.device, kind=self.loader_kind, shard=self.world.shard)
+    def _live_tensors(self) -> dict[str, torch.Tensor]:
+        """All it takes to go on, but the random state."""
+        state = {"losses": self.step.losses, "correct": self.step.correct, **self.engine.scaler_state()}
+        return checkpoint_tensors(self.engine.model, self.engine.optimizer, state)
 
-    def _evaluate(self, loader: Loader | None) -> Evaluation | None:
-        if loader is None:
-            return None
-        begun = time.perf_counter()
-        score = score_model(self.model, loader, self.recipe, self.world)
-        self.seconds["evaluate"] += time.perf_counter() - begun
-        return score
+    def _save_if_due(self, epoch: Epoch) -> None:
+        late = time.perf_counter() - self.saved_at > SAVE_EVERY_S
+        if self.world.any(self.world.leads and (late or epoch.end == self.total_steps)):
+            self._save(epoch.end, epoch.random_state)
 
-    def _save_last(self) -> None:
-        """Save all it takes to go on; never over a good checkpoint with weights that a NaN has reached."""
-        self._check_finite(self.step.losses.cpu())
-        self._check_weights()
-        if self.world.leads:
-            self.log.save()
-        random_state = gather_random_state(_random_state(self.device), self.world)
-        state = {"losses": self.step.losses, "correct": self.step.correct, **random_state}
-        self._save(self.run.last, optimizer=self.optimizer, state=state)
+    def _stop_here(self) -> None:
+        """Save the run in the middle of an epoch."""
+        self.losses.copy_(self.step.losses)
+        self._check_finite(self.position, _largest(self.engine.model).item())
+        self.newest.take(self._live_tensors())
+        self._save(self.position, _random_state(self.device))
 
-    def _save(self, path: Path, **parts: Any) -> None:
+    def _save(self, position: int, random_state: dict[str, torch.Tensor]) -> None:
+        """Write log, curves and checkpoints: the newest snapshot, which is of step `position`, and the best one."""
+        states = gather_random_state(random_state, self.world)
         if not self.world.leads:
             return
+        self.log.save()
         info = {
-            "step": self.position,
+            "step": position,
             "best_accuracy": self.best_accuracy,
             "seconds": self.seconds,
             "total_seconds": self._total_seconds(),
         }
-        save_checkpoint(path, self.model, self.recipe.model, info=info, **parts)
+        if not self.best_is_saved:
+            save_checkpoint(self.run.best, self.best.read(), self.recipe.model, info=info)
+            self.best_is_saved = True
+        tensors = self.newest.read() | {f"state.{name}": state for name, state in states.items()}
+        save_checkpoint(self.run.last, tensors, self.recipe.model, info=info)
+        if epochs := self.log.epochs():
+            plot_curves(epochs, self.run.curves, f"{self.recipe.name} on {self.engine.dataset.manifest.name}")
+        self.saved_at = time.perf_counter()
 
     def _total_seconds(self) -> float:
         return self.earlier_seconds + time.perf_counter() - self.started
 
     def _finish(self) -> dict[str, Any]:
-        test = self._evaluate(self._evaluation_loader("test"))
+        test = self._test()
         last = self.log.epochs()[-1]
         summary = {
             "recipe": self.recipe.name,
-            "dataset": self.dataset.manifest.name,
-            "parameters": real_parameters(self.model),
+            "dataset": self.engine.dataset.manifest.name,
+            "seed": self.recipe.train.seed,
+            "parameters": real_parameters(self.engine.model),
             "epochs": self.recipe.train.epochs,
             "steps": self.total_steps,
             "train_loss": last["train_loss"],
@@ -404,6 +426,7 @@ class Trainer:
             "test_loss": test.loss if test else None,
             "test_accuracy": test.accuracy if test else None,
             "images_per_s": self.total_steps * self.recipe.train.batch_size / self.seconds["train"],
+            "warm_up_seconds": self.seconds["warm_up"],
             "train_seconds": self.seconds["train"],
             "evaluate_seconds": self.seconds["evaluate"],
             "total_seconds": self._total_seconds(),
@@ -412,6 +435,28 @@ class Trainer:
             write_json(self.run.summary, summary)
         self.reporter.finish(summary)
         return summary
+
+    def _test(self) -> Evaluation | None:
+        evaluator = self.engine.evaluator("test")
+        if evaluator is None:
+            return None
+        begun = time.perf_counter()
+        evaluator.run()
+        score = evaluator.score()
+        self.seconds["evaluate"] += time.perf_counter() - begun
+        return score
+
+
+def arithmetic_of(recipe: Recipe) -> AbstractContextManager:
+    """PyTorch's switches for a run of `recipe`."""
+    return arithmetic(recipe.train.precision, deterministic=recipe.train.deterministic)
+
+
+@torch.no_grad()
+def _largest(model: torch.nn.Module) -> torch.Tensor:
+    """The largest magnitude of a weight or statistic, NaN where one is NaN; waits for nothing."""
+    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
+    return torch.stack([norm.float() for norm in torch._foreach_norm(tensors, float("inf"))]).amax()
 
 
 def _random_state(device: torch.device) -> dict[str, torch.Tensor]:

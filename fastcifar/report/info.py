@@ -8,7 +8,7 @@ from rich.table import Table
 
 from fastcifar.config import Recipe
 from fastcifar.engine.environment import choose_device, environment
-from fastcifar.engine.precision import DTYPES
+from fastcifar.engine.precision import PRECISIONS
 from fastcifar.models import build_model
 from fastcifar.models.padding import describe_padding, pad_widths
 from fastcifar.profiling.roofline import floor_seconds, measure_ceilings
@@ -32,7 +32,7 @@ def describe(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         summary = summarize(build_model(recipe.model), shape)
         multiple = recipe.train.pad_widths
         padding = describe_padding(pad_widths(build_model(recipe.model), multiple), shape) if multiple else []
-    ceilings = measure_ceilings(chosen, DTYPES[recipe.train.precision])
+    ceilings = measure_ceilings(chosen, PRECISIONS[recipe.train.precision].compute)
     images = recipe.train.epochs * TRAIN_IMAGES
     return {
         "recipe": recipe.name,

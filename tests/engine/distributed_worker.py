@@ -18,7 +18,7 @@ from torch import nn
 
 from fastcifar.augment import MixUp
 from fastcifar.data.resident import ResidentLoader
-from fastcifar.engine import distributed, trainer
+from fastcifar.engine import distributed, engine, trainer
 from fastcifar.engine import step as steps
 from fastcifar.engine.evaluate import evaluate, evaluation_loader
 from fastcifar.engine.rundir import open_run
@@ -107,7 +107,7 @@ def runs(folder, recipe, dataset, rank):
 
 def plain_runs(folder, recipe, dataset, rank):
     """With `plain_model`: a whole run, one stopped for one process to go on with, and one that one process has begun."""
-    trainer.build_model = plain_model
+    engine.build_model = plain_model
     return {
         "whole": run(folder / "plain", recipe, dataset),
         "stopped": run(folder / "begun-by-two", recipe, dataset, after(7, lambda: rank == 1)),

@@ -1,14 +1,14 @@
 """The captured step: its body needs nothing from the host, its warm-up leaves no trace, and it equals the other back ends."""
 
 import dataclasses
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from fastcifar.data.resident import ResidentLoader
+from fastcifar.engine import captured, evaluate
 from fastcifar.engine import step as steps
-from fastcifar.engine.captured import CapturedStep
-from fastcifar.errors import UserError
 from fastcifar.models import build_model
 from fastcifar.optim.optimizers import build_optimizer
 
@@ -33,42 +33,75 @@ def make_step(recipe, dataset, backend, device="cpu"):
 def uncaptured(monkeypatch):
     """Without a graph: what it would record is run each time, after the warm-up."""
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
-
-    def capture(step):
-        step._warm_up()
-        return step._body
-
-    monkeypatch.setattr(CapturedStep, "_capture", capture)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    for module in (captured, evaluate):
+        monkeypatch.setattr(module, "capture", lambda work, pool=None: work)
+        monkeypatch.setattr(module, "side_stream", nullcontext)
 
 
 def test_what_is_captured_takes_the_steps_of_the_eager_one(recipe, dataset, uncaptured):
     model, eager = make_step(recipe, dataset, "eager")
-    other, captured = make_step(recipe, dataset, "captured")
+    other, replayed = make_step(recipe, dataset, "captured")
     length = len(eager.loader)
-    for step in (eager, captured):
+    for step in (eager, replayed):
         for count in (2, length - 2, length):
             step.run(count)
-    assert torch.equal(captured.losses, eager.losses)
-    assert torch.equal(captured.correct, eager.correct)
+    assert torch.equal(replayed.losses, eager.losses)
+    assert torch.equal(replayed.correct, eager.correct)
     for (name, tensor), theirs in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
         assert torch.equal(tensor, theirs), name
 
 
 def test_seeking_before_and_after_the_capture_goes_to_that_step(recipe, dataset, uncaptured):
-    _, captured = make_step(recipe, dataset, "captured")
-    captured.seek(3)
-    captured.run(1)
-    assert not captured.losses[3].isnan()
-    assert captured.losses.isnan().sum() == len(captured.losses) - 1
-    captured.seek(0)
-    captured.run(2)
-    assert captured.at.tolist() == [2]
-    assert not captured.losses[:2].isnan().any()
+    _, step = make_step(recipe, dataset, "captured")
+    step.seek(3)
+    step.run(1)
+    assert not step.losses[3].isnan()
+    assert step.losses.isnan().sum() == len(step.losses) - 1
+    step.seek(0)
+    step.run(2)
+    assert step.at.tolist() == [2]
+    assert not step.losses[:2].isnan().any()
 
 
-def test_without_cuda_there_is_nothing_to_capture():
-    with pytest.raises(UserError, match=r"--step captured: a CUDA graph needs a CUDA device"):
-        steps.choose_backend("captured", torch.device("cpu"))
+def test_a_step_that_cannot_be_captured_goes_on_compiled_and_says_why(recipe, dataset, uncaptured, monkeypatch):
+    def refuse(work, pool=None):
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    monkeypatch.setattr(captured, "capture", refuse)
+    _, eager = make_step(recipe, dataset, "eager")
+    _, step = make_step(recipe, dataset, "captured")
+    length = len(step.loader)
+    for one in (eager, step):
+        one.run(length + 2)
+    assert step.backend == "compiled"
+    assert step.failure == "the step could not be captured: operation not permitted when stream is capturing"
+    assert torch.equal(step.losses[: length + 2], eager.losses[: length + 2])
+
+
+def test_running_out_of_memory_is_not_a_failed_capture(recipe, dataset, uncaptured, monkeypatch):
+    def refuse(work, pool=None):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(captured, "capture", refuse)
+    _, step = make_step(recipe, dataset, "captured")
+    with pytest.raises(torch.OutOfMemoryError):
+        step.warm_up()
+
+
+@pytest.mark.parametrize("tta", ["none", "flip"])
+def test_a_captured_evaluation_scores_as_a_plain_one(recipe, dataset, uncaptured, tta):
+    """The last batch is padded; a second pass begins anew."""
+    model = build_model(recipe.model)
+    options = {"batch_size": 12, "shuffle": False}
+    loader = ResidentLoader(dataset.val, recipe.augment.evaluation(), **options)
+    expected = evaluate.evaluate(model, loader, 3, precision="fp32", tta=tta)
+    evaluator = evaluate.Evaluator(model, evaluate.logits_of(model, "fp32", tta), loader, 3, captured=True)
+    for _ in range(2):
+        evaluator.run()
+        score = evaluator.score()
+        assert torch.equal(score.confusion, expected.confusion)
+        assert score.loss == expected.loss
 
 
 @pytest.mark.gpu

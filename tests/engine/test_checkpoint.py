@@ -4,7 +4,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fastcifar.engine.checkpoint import load_checkpoint, restore_model, restore_optimizer, save_checkpoint
+from fastcifar.engine.checkpoint import (
+    checkpoint_tensors,
+    load_checkpoint,
+    restore_model,
+    restore_optimizer,
+    save_checkpoint,
+)
 from fastcifar.errors import UserError
 from fastcifar.models import build_model
 from fastcifar.optim.optimizers import OptimizerConfig, build_optimizer
@@ -24,7 +30,7 @@ def trained(recipe, optimizer_name):
 def test_training_goes_on_from_a_checkpoint_as_if_never_stopped(name, recipe, tmp_path):
     path = tmp_path / "last.safetensors"
     model, optimizer = trained(recipe, name)
-    save_checkpoint(path, model, recipe.model, optimizer=optimizer, info={"step": 2})
+    save_checkpoint(path, checkpoint_tensors(model, optimizer), recipe.model, info={"step": 2})
     again = build_model(recipe.model).to(memory_format=torch.channels_last)
     optimizer_again = build_optimizer(again, OptimizerConfig(name))
     checkpoint = load_checkpoint(path)
@@ -43,7 +49,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_never_stopped(name, recipe, tm
 
 def test_another_architecture_is_refused_with_the_key_that_differs(recipe, tmp_path):
     path = tmp_path / "last.safetensors"
-    save_checkpoint(path, build_model(recipe.model), recipe.model)
+    save_checkpoint(path, checkpoint_tensors(build_model(recipe.model)), recipe.model)
     other = recipe.with_classes(7, 3).model
     with pytest.raises(UserError, match=r"of another architecture: model.num_classes is \d+ there and 7 here"):
         restore_model(load_checkpoint(path), build_model(other), other)
@@ -63,7 +69,7 @@ def test_a_missing_or_damaged_file_is_refused(content, words, tmp_path):
 
 def test_a_truncated_file_is_refused(recipe, tmp_path):
     path = tmp_path / "last.safetensors"
-    save_checkpoint(path, build_model(recipe.model), recipe.model)
+    save_checkpoint(path, checkpoint_tensors(build_model(recipe.model)), recipe.model)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="not a readable safetensors file"):
         load_checkpoint(path)

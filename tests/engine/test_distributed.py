@@ -53,7 +53,7 @@ def two(case, tmp_path_factory):
     if not _launched:
         folder = tmp_path_factory.mktemp("two")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("fastcifar.engine.trainer.build_model", worker.plain_model)
+            patch.setattr("fastcifar.engine.engine.build_model", worker.plain_model)
             worker.run(folder / "begun-by-one", *case, worker.after(7, lambda: True))
         code, _, err = launch("everything", folder, *case)
         assert code == 0, err
@@ -65,7 +65,7 @@ def two(case, tmp_path_factory):
 @pytest.fixture
 def plain(case, tmp_path, monkeypatch):
     """A whole run of one process with the worker's plain model."""
-    monkeypatch.setattr("fastcifar.engine.trainer.build_model", worker.plain_model)
+    monkeypatch.setattr("fastcifar.engine.engine.build_model", worker.plain_model)
     return worker.run(tmp_path / "one", *case), RunDirectory(tmp_path / "one")
 
 

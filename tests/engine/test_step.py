@@ -90,19 +90,31 @@ def test_an_unknown_back_end_is_refused():
 
 def test_without_a_compiler_nothing_is_compiled(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert steps.choose_backend("auto", torch.device("cuda")) == (
-        "eager",
-        "torch.compile needs a C compiler, and none is installed (Debian: build-essential)",
-    )
-    with pytest.raises(UserError, match="--step compiled: torch"):
-        steps.choose_backend("compiled", torch.device("cpu"))
+    missing = "torch.compile needs a C compiler, and none is installed (Debian: build-essential)"
+    for asked in ("auto", "captured", "compiled"):
+        assert steps.choose_backend(asked, torch.device("cuda")) == ("eager", missing)
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "expected"),
-    [("auto", "cpu", "eager"), ("auto", "cuda", "compiled"), ("eager", "cuda", "eager")],
+    ("asked", "device", "streaming", "expected"),
+    [
+        ("auto", "cpu", False, ("eager", "torch.compile is no gain on a CPU")),
+        ("auto", "cuda", False, ("captured", "the fewest launches")),
+        ("auto", "cuda", True, ("compiled", "streamed batches come from the host, which a CUDA graph cannot wait for")),
+        ("captured", "cuda", False, ("captured", "as asked")),
+        ("captured", "cpu", False, ("compiled", "a CUDA graph needs a CUDA device, this is cpu")),
+        ("compiled", "cpu", True, ("compiled", "as asked")),
+        ("eager", "cuda", False, ("eager", "as asked")),
+    ],
 )
-def test_the_back_end_is_chosen_with_a_reason(asked, device, expected):
-    backend, why = steps.choose_backend(asked, torch.device(device))
-    assert backend == expected
-    assert why
+def test_the_back_end_is_the_first_that_can_be_had_and_says_why(asked, device, streaming, expected):
+    assert steps.choose_backend(asked, torch.device(device), streaming=streaming) == expected
+
+
+def test_a_mark_hears_of_every_phase_in_order(recipe, dataset):
+    phases = []
+    model = build_model(recipe.model)
+    loader = ResidentLoader(dataset.train, recipe.augment, batch_size=16)
+    step = steps.build(model, build_optimizer(model, recipe.optimizer), loader, recipe, mark=phases.append)
+    step.run(2)
+    assert phases == ["augment", "forward", "loss", "backward", "optimizer"] * 2

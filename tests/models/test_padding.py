@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastcifar.engine.checkpoint import load_checkpoint, save_checkpoint
+from fastcifar.engine.checkpoint import checkpoint_tensors, load_checkpoint, save_checkpoint
 from fastcifar.engine.precision import autocast
 from fastcifar.errors import UserError
 from fastcifar.models import ResNetConfig, build_model
@@ -163,7 +163,7 @@ def test_a_run_moves_from_padded_to_unpadded_and_to_another_multiple(tmp_path):
     optimizers = [build_optimizer(m, NESTEROV) for m in (model, twin)]
     for m, optimizer in zip((model, twin), optimizers, strict=True):
         train(m, optimizer, range(10))
-    save_checkpoint(tmp_path / "padded.safetensors", twin, AWKWARD)
+    save_checkpoint(tmp_path / "padded.safetensors", checkpoint_tensors(twin), AWKWARD)
     saved = load_checkpoint(tmp_path / "padded.safetensors").section("model")
     momentum = {
         name: unpadded(twin, name, optimizers[1].state[parameter]["momentum_buffer"]).clone()

@@ -1,0 +1,72 @@
+"""Warm starts: what torch.compile made is kept in the user's cache folder, so that a later process does not make it again.
+
+A file holds torch.compiler's cache artifacts of one configuration; its name is a hash of all that they depend on. They are
+pickles, as torch.compile's own caches are, read from the user's own folder and from nowhere else.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastcifar
+from fastcifar.files import replacing
+
+KEPT = 32
+"""Configurations that are kept, the latest used; one of the seed recipe takes a few MB."""
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/fastcifar, by default ~/.cache/fastcifar."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastcifar"
+
+
+@contextmanager
+def warm_start(configuration: Mapping[str, Any]) -> Iterator[None]:
+    """Load what an earlier process compiled for `configuration` (JSON values), and keep what is compiled inside.
+
+    A folder that cannot be written or a file that cannot be read makes the start a cold one, nothing worse.
+    """
+    path = cache_folder() / "compiled" / f"{_key(configuration)}.bin"
+    warm = _load(path)
+    yield
+    if not warm:
+        _keep(path)
+
+
+def _key(configuration: Mapping[str, Any]) -> str:
+    """A hash of the configuration, the versions and the device."""
+    cuda = torch.cuda.is_available()
+    device = [torch.cuda.get_device_name(), torch.cuda.get_device_capability()] if cuda else [platform.processor()]
+    versions = [fastcifar.__version__, torch.__version__, torch.version.cuda, platform.python_version()]
+    text = json.dumps([versions, device, configuration], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _load(path: Path) -> bool:
+    try:
+        content = path.read_bytes()
+        os.utime(path)
+    except OSError:
+        return False
+    return torch.compiler.load_cache_artifacts(content) is not None
+
+
+def _keep(path: Path) -> None:
+    artifacts = torch.compiler.save_cache_artifacts()
+    if artifacts is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_bytes(artifacts[0])
+        for old in sorted(path.parent.glob("*.bin"), key=lambda file: file.stat().st_mtime)[:-KEPT]:
+            old.unlink(missing_ok=True)
+    except OSError:
+        return

@@ -1,0 +1,158 @@
+"""What training needs, built once: model, optimizer, loaders, step and evaluators. Any number of runs may use it in turn."""
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import torch
+
+from fastcifar.config import Recipe
+from fastcifar.data.dataset import Dataset
+from fastcifar.data.streaming import choose_loader, open_loader
+from fastcifar.engine import step as steps
+from fastcifar.engine.caches import warm_start
+from fastcifar.engine.distributed import World, seed_rank, synchronise_batchnorm
+from fastcifar.engine.environment import environment
+from fastcifar.engine.evaluate import Evaluator, Loader, evaluation_loader, logits_of
+from fastcifar.engine.precision import gradient_scaler, reset_scaler, scaler_state, to_weights_dtype
+from fastcifar.models import build_model
+from fastcifar.models.padding import pad_widths
+from fastcifar.optim.optimizers import build_optimizer
+
+
+class Engine:
+    """Everything on the device that a run of `recipe` on `dataset` works with, ready for its first step.
+
+    Use it inside `fastcifar.engine.precision.arithmetic(recipe.train.precision)`.
+
+    Args:
+        recipe: its number of classes and channels is taken from the data set.
+        world: this process's place among those of the run, and its device; see `fastcifar.engine.distributed.joined`.
+        backend: "auto", "captured", "compiled" or "eager".
+        loader: "auto", "resident" or "streaming".
+        mark: called at the end of every phase of a step; see `fastcifar.engine.step.EagerStep`.
+
+    Attributes:
+        recipe: with the classes, channels and seed of the run.
+        backend, why: what the step's back end is, and why that one.
+        loader_kind, loader_reason: the same of the loader.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        world: World,
+        *,
+        backend: str = "auto",
+        loader: str = "auto",
+        mark: steps.Mark | None = None,
+    ) -> None:
+        self.recipe = recipe = recipe.with_classes(len(dataset.manifest.classes), dataset.manifest.image_shape[2])
+        self.dataset, self.world, self.device = dataset, world, world.device
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # of streams, events and graphs
+        pixels = dataset.manifest.counts["train"] * math.prod(dataset.manifest.image_shape)
+        self.loader_kind, self.loader_reason = world.first(lambda: choose_loader(loader, pixels, self.device))
+        streaming = self.loader_kind == "streaming"
+        self.backend, self.why = steps.choose_backend(backend, self.device, streaming=streaming)
+        torch.manual_seed(recipe.train.seed)
+        self.model = self._build_model()
+        seed_rank(recipe.train.seed, world)
+        self.optimizer = build_optimizer(self.model, recipe.optimizer)
+        self.loader = open_loader(
+            self.loader_kind,
+            dataset,
+            "train",
+            recipe.augment,
+            batch_size=recipe.train.batch_size,
+            seed=recipe.train.seed,
+            device=self.device,
+            num_classes=recipe.model.num_classes,
+            shard=world.shard,
+        )
+        self.scaler = gradient_scaler(self.device, recipe.train.precision)
+        options = {"scaler": self.scaler, "average_gradients": world.gradients(self.model), "mark": mark}
+        self.step = steps.build(self.model, self.optimizer, self.loader, recipe, self.backend, **options)
+        compiled = self.backend != "eager"
+        self._logits = logits_of(self.model, recipe.train.precision, recipe.evaluate.tta, compiled=compiled)
+        self._evaluators: dict[str, Evaluator | None] = {}
+
+    def warm_up(self) -> float:
+        """Compile, tune and capture, with what an earlier process has kept of it; seconds that it took.
+
+        Weights, counters and random state are afterwards as they were.
+        """
+        begun = time.perf_counter()
+        if self.backend != "eager":
+            with warm_start(self._compiled_for()):
+                self.step.warm_up()
+                if self.step.backend != self.backend:
+                    self.backend, self.why = self.step.backend, self.step.failure
+                if validation := self.evaluator("val"):
+                    validation.run()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - begun
+
+    def reset(self, seed: int) -> None:
+        """Begin anew, as an engine built with this seed does: in place, so that nothing is compiled or captured again."""
+        self.recipe = dataclasses.replace(self.recipe, train=dataclasses.replace(self.recipe.train, seed=seed))
+        torch.manual_seed(seed)
+        self.model.load_state_dict(build_model(self.recipe.model).state_dict())
+        seed_rank(seed, self.world)
+        for state in self.optimizer.state.values():
+            for tensor in state.values():
+                tensor.zero_()
+        reset_scaler(self.scaler)
+        self.loader.reseed(seed)
+        self.step.losses.fill_(float("nan"))
+        self.step.seek(0)
+
+    def evaluator(self, split: str) -> Evaluator | None:
+        """What scores the model on "val" or "test"; None for a split that there is not."""
+        if split not in self._evaluators:
+            options = {"kind": self.loader_kind, "shard": self.world.shard}
+            loader = evaluation_loader(self.dataset, split, self.recipe, self.device, **options)
+            self._evaluators[split] = None if loader is None else self._evaluator(loader)
+        return self._evaluators[split]
+
+    def _evaluator(self, loader: Loader) -> Evaluator:
+        captured = self.backend == "captured"
+        classes = self.recipe.model.num_classes
+        return Evaluator(self.model, self._logits, loader, classes, captured=captured, world=self.world)
+
+    def scaler_state(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint keeps of the loss scaling."""
+        return {f"scaler_{name}": tensor for name, tensor in scaler_state(self.scaler).items()}
+
+    def describe(self) -> dict[str, Any]:
+        """Versions, device, data and what was chosen, ready for JSON."""
+        return environment(self.device) | {
+            "dataset": self.dataset.manifest.name,
+            "dataset_sha256": self.dataset.manifest.sha256,
+            "processes": self.world.size,
+            "step": self.backend,
+            "step_reason": self.why,
+            "loader": self.loader_kind,
+            "loader_reason": self.loader_reason,
+            "augment": self.loader.augment,
+            "augment_reason": self.loader.augment_reason,
+        }
+
+    def _build_model(self) -> torch.nn.Module:
+        train = self.recipe.train
+        model = build_model(self.recipe.model)
+        if train.pad_widths:
+            pad_widths(model, train.pad_widths)
+        model = to_weights_dtype(model, train.precision).to(self.device, memory_format=torch.channels_last)
+        return synchronise_batchnorm(model, self.world) if train.sync_batchnorm else model
+
+    def _compiled_for(self) -> dict[str, Any]:
+        """What the compiled code depends on."""
+        recipe = self.recipe
+        shape = {"image_shape": self.dataset.manifest.image_shape, "processes": self.world.size, "step": self.backend}
+        tables = {"model": recipe.model, "optimizer": recipe.optimizer, "train": recipe.train, "evaluate": recipe.evaluate}
+        tables["train"] = dataclasses.replace(recipe.train, seed=0, epochs=1, log_every=1)
+        return shape | {name: dataclasses.asdict(table) for name, table in tables.items()}
