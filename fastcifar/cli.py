@@ -111,6 +111,9 @@ def train(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Short for --set train.epochs=N.")] = None,
     seed: Annotated[int | None, typer.Option(help="Short for --set train.seed=N.")] = None,
+    runs: Annotated[
+        int, typer.Option(min=1, help="Train so many times, with the seeds from train.seed on; keep no weights.")
+    ] = 1,
     set_: Overrides = [],  # noqa: B006 (typer's way of an option given many times)
     deterministic: Annotated[bool, typer.Option("--deterministic", help="Short for --set train.deterministic=true.")] = False,
     device: Device = "auto",
@@ -127,25 +130,34 @@ def train(
     from fastcifar.engine.distributed import joined
     from fastcifar.engine.interrupt import stop_on_interrupt
     from fastcifar.engine.rundir import open_run
+    from fastcifar.engine.runs import train_runs
     from fastcifar.engine.trainer import train as run_training
     from fastcifar.report.console import Reporter
+    from fastcifar.report.tables import print_runs
 
     shortcuts = [f"train.{key}={value}" for key, value in (("epochs", epochs), ("seed", seed)) if value is not None]
     shortcuts += ["train.deterministic=true"] if deterministic else []
-    if resume and (out or set_ or shortcuts or recipe):
-        raise UserError("--resume goes on with the run's own recipe; give it no other and no --out")
+    if resume and (out or set_ or shortcuts or recipe or runs > 1):
+        raise UserError("--resume goes on with the run's own recipe; give it no other, no --out and no --runs")
     with joined(device) as world:
         run, resolved = open_run(resume) if resume else (None, load_recipe(recipe or "seed", [*shortcuts, *set_]))
         dataset = load_dataset(data)
-        reporter = Reporter(verbose=verbose)
+        reporter = Reporter(verbose=verbose, epochs=verbose or runs == 1)
         with stop_on_interrupt(echo=0.0 if world.size == 1 else 5.0) as should_stop:
             how = {"device": device, "backend": step, "loader": loader, "reporter": reporter, "should_stop": should_stop}
-            result = run_training(resolved, dataset, out, resume=run, **how)
-    if world.leads and result.finished:
-        _write(json, result.summary)
+            if runs == 1:
+                result = run_training(resolved, dataset, out, resume=run, **how)
+                summary, go_on = result.summary, f"; go on with: fastcifar train --resume {result.run.root} --data {data}"
+            else:
+                results, summary = train_runs(resolved, dataset, out, runs=runs, **how)
+                result, go_on = results[-1], f" in run {len(results)} of {runs}; those before it are finished"
+    if world.leads and summary:
+        _write(json, summary)
+        if runs > 1:
+            print_runs(summary)
     if not result.finished:
         if world.leads:
-            print(f"stopped; go on with: fastcifar train --resume {result.run.root} --data {data}")
+            print(f"stopped{go_on}")
         raise typer.Exit(INTERRUPTED)
 
 

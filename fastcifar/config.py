@@ -96,6 +96,15 @@ class Recipe:
         """This recipe with its model fitted to a data set of `num_classes` classes and `in_channels` channels."""
         return replace(self, model=replace(self.model, num_classes=num_classes, in_channels=in_channels))
 
+    def with_precision(self, precision: str) -> "Recipe":
+        """This recipe in another precision, which decides the dtype of its images too."""
+        augment = replace(self.augment, dtype=PRECISIONS[precision])
+        return replace(self, augment=augment, train=replace(self.train, precision=precision))
+
+    def with_seed(self, seed: int) -> "Recipe":
+        """This recipe with another seed."""
+        return replace(self, train=replace(self.train, seed=seed))
+
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with fastcifar."""

@@ -78,27 +78,29 @@ class Engine:
         compiled = self.backend != "eager"
         self._logits = logits_of(self.model, recipe.train.precision, recipe.evaluate.tta, compiled=compiled)
         self._evaluators: dict[str, Evaluator | None] = {}
+        self._warm = False
 
     def warm_up(self) -> float:
         """Compile, tune and capture, with what an earlier process has kept of it; seconds that it took.
 
-        Weights, counters and random state are afterwards as they were.
+        Weights, counters and random state are afterwards as they were. The second time there is nothing to do.
         """
-        begun = time.perf_counter()
-        if self.backend != "eager":
-            with warm_start(self._compiled_for()):
-                self.step.warm_up()
-                if self.step.backend != self.backend:
-                    self.backend, self.why = self.step.backend, self.step.failure
-                if validation := self.evaluator("val"):
-                    validation.run()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.backend == "eager" or self._warm:
+            return 0.0
+        begun, self._warm = time.perf_counter(), True
+        with warm_start(self._compiled_for()):
+            self.step.warm_up()
+            if self.step.backend != self.backend:
+                self.backend, self.why = self.step.backend, self.step.failure
+            if validation := self.evaluator("val"):
+                validation.run()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
         return time.perf_counter() - begun
 
     def reset(self, seed: int) -> None:
         """Begin anew, as an engine built with this seed does: in place, so that nothing is compiled or captured again."""
-        self.recipe = dataclasses.replace(self.recipe, train=dataclasses.replace(self.recipe.train, seed=seed))
+        self.recipe = self.recipe.with_seed(seed)
         torch.manual_seed(seed)
         self.model.load_state_dict(build_model(self.recipe.model).state_dict())
         seed_rank(seed, self.world)

@@ -92,6 +92,7 @@ def train(
         trainer.warm_up()
         if resume:
             trainer.resume()
+        trainer.introduce()
         return trainer.fit(should_stop)
 
 
@@ -118,10 +119,16 @@ class Trainer:
     """One run in progress. `train` is the way in; this class is for those who want to stand between its stages.
 
     On a GPU the host is an epoch ahead: it reads what an epoch came to while the device is at work on the next.
+
+    Args:
+        started: when the run began, by `time.perf_counter`.
+        keep_weights: write checkpoints and curves; without, only what is read as numbers.
     """
 
-    def __init__(self, engine: Engine, run: RunDirectory, reporter: Reporter, *, started: float) -> None:
-        self.engine, self.run, self.started = engine, run, started
+    def __init__(
+        self, engine: Engine, run: RunDirectory, reporter: Reporter, *, started: float, keep_weights: bool = True
+    ) -> None:
+        self.engine, self.run, self.started, self.keep_weights = engine, run, started, keep_weights
         self.recipe, self.world, self.device = engine.recipe, engine.world, engine.device
         self.reporter = reporter if self.world.leads else Reporter(console=Console(quiet=True, force_terminal=False))
         self.step, self.length = engine.step, len(engine.loader)
@@ -205,7 +212,6 @@ class Trainer:
         if self.world.leads:
             write_text(self.run.recipe, dump_recipe(self.recipe))
             write_json(self.run.environment, self.engine.describe())
-        self._introduce()
         self.reporter.start(epochs=self.recipe.train.epochs, steps_per_epoch=self.length, step=self.position)
         try:
             self.engine.model.train()
@@ -215,7 +221,8 @@ class Trainer:
         summary = self._finish() if finished else None
         return Result(self.run, finished=finished, summary=summary, model=self.engine.model)
 
-    def _introduce(self) -> None:
+    def introduce(self) -> None:
+        """Say what runs, where and how."""
         engine, world = self.engine, self.world
         where = str(self.device) if world.size == 1 else f"{world.size} x {self.device.type}"
         self.reporter.line(
@@ -245,7 +252,7 @@ class Trainer:
             evaluated = self.clock.now()
             self._read_epoch()  # the one before, while the device is at this one
             self._send_metrics()
-            self.newest.take(self._live_tensors())
+            self._take_snapshot()
             images = (self.position - first) * self.recipe.train.batch_size
             self.unread = Epoch(self.position, images, begun, trained, evaluated, _random_state(self.device))
             if self.device.type == "cpu":
@@ -366,12 +373,14 @@ class Trainer:
     def _keep_best(self, validation: Evaluation | None) -> None:
         if validation and validation.accuracy > self.best_accuracy:
             self.best_accuracy, self.best_is_saved = validation.accuracy, False
-            self.best.copy(self.newest, "model.")
+            if self.keep_weights:
+                self.best.copy(self.newest, "model.")
 
-    def _live_tensors(self) -> dict[str, torch.Tensor]:
-        """All it takes to go on, but the random state."""
-        state = {"losses": self.step.losses, "correct": self.step.correct, **self.engine.scaler_state()}
-        return checkpoint_tensors(self.engine.model, self.engine.optimizer, state)
+    def _take_snapshot(self) -> None:
+        """Of all it takes to go on, but the random state."""
+        if self.keep_weights:
+            state = {"losses": self.step.losses, "correct": self.step.correct, **self.engine.scaler_state()}
+            self.newest.take(checkpoint_tensors(self.engine.model, self.engine.optimizer, state))
 
     def _save_if_due(self, epoch: Epoch) -> None:
         late = time.perf_counter() - self.saved_at > SAVE_EVERY_S
@@ -382,7 +391,7 @@ class Trainer:
         """Save the run in the middle of an epoch."""
         self.losses.copy_(self.step.losses)
         self._check_finite(self.position, _largest(self.engine.model).item())
-        self.newest.take(self._live_tensors())
+        self._take_snapshot()
         self._save(self.position, _random_state(self.device))
 
     def _save(self, position: int, random_state: dict[str, torch.Tensor]) -> None:
@@ -391,6 +400,9 @@ class Trainer:
         if not self.world.leads:
             return
         self.log.save()
+        self.saved_at = time.perf_counter()
+        if not self.keep_weights:
+            return
         info = {
             "step": position,
             "best_accuracy": self.best_accuracy,
@@ -404,7 +416,6 @@ class Trainer:
         save_checkpoint(self.run.last, tensors, self.recipe.model, info=info)
         if epochs := self.log.epochs():
             plot_curves(epochs, self.run.curves, f"{self.recipe.name} on {self.engine.dataset.manifest.name}")
-        self.saved_at = time.perf_counter()
 
     def _total_seconds(self) -> float:
         return self.earlier_seconds + time.perf_counter() - self.started
@@ -433,7 +444,7 @@ class Trainer:
         }
         if self.world.leads:
             write_json(self.run.summary, summary)
-        self.reporter.finish(summary)
+        self.reporter.finish(self.run.root, summary)
         return summary
 
     def _test(self) -> Evaluation | None:

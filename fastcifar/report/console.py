@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -22,11 +23,12 @@ class Reporter:
 
     Args:
         verbose: print the mean loss of every `train.log_every` steps too.
+        epochs: print a line an epoch.
         console: where to print; standard output by default.
     """
 
-    def __init__(self, *, verbose: bool = False, console: Console | None = None) -> None:
-        self.verbose = verbose
+    def __init__(self, *, verbose: bool = False, epochs: bool = True, console: Console | None = None) -> None:
+        self.verbose, self.prints_epochs = verbose, epochs
         self.console = console or plain_console()
         self.progress: Progress | None = None
 
@@ -64,17 +66,20 @@ class Reporter:
     def epoch(self, row: dict[str, Any]) -> None:
         """An "epoch" row of the metrics."""
         self.accuracy = row["train_accuracy"] if row["val_accuracy"] is None else row["val_accuracy"]
+        if not self.prints_epochs:
+            return
         text = f"epoch {row['epoch']:>{len(str(self.epochs))}}/{self.epochs}"
         text += f"  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.2%}"
         if row["val_accuracy"] is not None:
             text += f"  val loss {row['val_loss']:.4f} accuracy {row['val_accuracy']:.2%}"
         self.line(f"{text}  lr {row['lr']:.2g}  {row['images_per_s']:,.0f} images/s  {row['train_seconds']:.1f} s")
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        """The contents of summary.json."""
+    def finish(self, run: Path, summary: dict[str, Any]) -> None:
+        """The run directory and the contents of its summary.json."""
         test = "no test split" if summary["test_accuracy"] is None else f"test accuracy {summary['test_accuracy']:.2%}"
-        times = ", ".join(f"{name} {summary[f'{name}_seconds']:.1f} s" for name in ("total", "train", "evaluate"))
-        self.line(f"{summary['recipe']} on {summary['dataset']}: {test}; {times}; {summary['images_per_s']:,.0f} images/s")
+        parts = ("total", "warm_up", "train", "evaluate") if summary["warm_up_seconds"] > 0 else ("total", "train", "evaluate")
+        times = ", ".join(f"{name.replace('_', '-')} {summary[f'{name}_seconds']:.1f} s" for name in parts)
+        self.line(f"{run}: {test}; {times}; {summary['images_per_s']:,.0f} images/s")
 
     def stop(self) -> None:
         """Training is over, for whatever reason."""

@@ -1,6 +1,7 @@
 """Results and recipes as tables on the console."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -39,4 +40,27 @@ def print_recipe(recipe: Recipe) -> None:
         table.add_row(key, escape(shown), meaning)
     console = plain_console()
     console.print(f"{recipe.name}: {recipe.description}", markup=False)
+    console.print(table)
+
+
+def print_runs(summary: Mapping[str, Any]) -> None:
+    """Print what several runs came to: mean, 95 % interval, standard deviation, least and most of each measure."""
+    table = Table("", "mean", "95 % interval", "std", "min", "max", box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, measure in summary.items():
+        if isinstance(measure, Mapping):
+            style = "{:.2%}" if name.endswith("accuracy") else "{:,.0f}" if name == "images_per_s" else "{:.3f}"
+            spread = (
+                [style.format(measure["half_width"]), style.format(measure["std"])]
+                if measure["std"] is not None
+                else ["-", "-"]
+            )
+            ends = [style.format(end(measure["values"])) for end in (min, max)]
+            table.add_row(name.replace("_", " "), style.format(measure["mean"]), f"± {spread[0]}", spread[1], *ends)
+    console = plain_console()
+    seeds = summary["seeds"]
+    console.print(
+        f"{summary['recipe']} on {summary['dataset']}, {len(seeds)} runs, seeds {seeds[0]} to {seeds[-1]}", markup=False
+    )
     console.print(table)

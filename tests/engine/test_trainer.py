@@ -13,6 +13,7 @@ from fastcifar.augment import RandomCrop
 from fastcifar.config import load_recipe
 from fastcifar.data.dataset import load_dataset
 from fastcifar.engine.checkpoint import load_checkpoint
+from fastcifar.engine.evaluate import Evaluation
 from fastcifar.engine.rundir import open_run
 from fastcifar.engine.trainer import train
 from fastcifar.errors import UserError
@@ -80,10 +81,12 @@ def test_the_log_holds_the_mean_loss_of_every_window_and_a_row_an_epoch(recipe, 
 
 
 @pytest.mark.parametrize("steps_before_the_stop", [2, 5, 0])
-@pytest.mark.parametrize(("optimizer", "precision"), [("sgd", "fp32"), ("adamw", "fp32"), ("sgd", "bf16")])
+@pytest.mark.parametrize(
+    ("optimizer", "precision"), [("sgd", "fp32"), ("adamw", "fp32"), ("sgd", "bf16"), ("adamw", "fp16"), ("sgd", "pure_bf16")]
+)
 def test_a_stopped_and_resumed_run_is_bit_identical(recipe, dataset, tmp_path, steps_before_the_stop, optimizer, precision):
     recipe = dataclasses.replace(recipe, optimizer=dataclasses.replace(recipe.optimizer, name=optimizer))
-    recipe = with_train(recipe, epochs=4, log_every=2, precision=precision)
+    recipe = with_train(recipe, epochs=4, log_every=2).with_precision(precision)
     length = len(dataset.train.labels) // recipe.train.batch_size
     whole = train(recipe, dataset, tmp_path / "whole", device="cpu", reporter=quiet())
     stop = stop_after(2 * length + steps_before_the_stop - 2)
@@ -127,6 +130,37 @@ def test_what_diverged_is_never_saved(recipe, dataset, tmp_path):
     with pytest.raises(UserError, match="no checkpoint was written yet"):
         train(recipe, dataset, tmp_path / "run", device="cpu", reporter=quiet())
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_between_its_end_and_a_stop_a_run_writes_only_now_and_then(recipe, dataset, tmp_path, monkeypatch):
+    """Fast epochs are not slowed down by their files; with no time between two writings every epoch is written."""
+    written = []
+    monkeypatch.setattr(
+        "fastcifar.engine.trainer.save_checkpoint", lambda path, *_, info: written.append((path.stem, info["step"]))
+    )
+    recipe = with_train(recipe, epochs=3)
+    train(recipe, dataset, tmp_path / "seldom", device="cpu", reporter=quiet())
+    length = len(dataset.train.labels) // recipe.train.batch_size
+    assert [step for name, step in written if name == "last"] == [3 * length]
+    assert [name for name, _ in written].count("best") == 1
+    written.clear()
+    monkeypatch.setattr("fastcifar.engine.trainer.SAVE_EVERY_S", 0.0)
+    train(recipe, dataset, tmp_path / "often", device="cpu", reporter=quiet())
+    assert [step for name, step in written if name == "last"] == [length, 2 * length, 3 * length]
+
+
+def test_the_best_checkpoint_is_of_the_epoch_with_the_highest_validation_accuracy(recipe, dataset, tmp_path, monkeypatch):
+    """Though it is written at the end of the run. The accuracies are made up."""
+    two = train(with_train(recipe, epochs=2), dataset, tmp_path / "two", device="cpu", reporter=quiet())
+    right = iter((1, 7, 3, 7))
+    monkeypatch.setattr(
+        "fastcifar.engine.trainer.read_sums", lambda sums: Evaluation(1.0, torch.tensor([[next(right), 3], [0, 0]]))
+    )
+    four = train(with_train(recipe, epochs=4), dataset, tmp_path / "four", device="cpu", reporter=quiet())
+    assert four.summary["best_val_accuracy"] == 0.7
+    best, expected = (load_checkpoint(path).section("model") for path in (four.run.best, two.run.last))
+    for name, tensor in expected.items():
+        assert torch.equal(best[name], tensor), name
 
 
 @pytest.mark.parametrize("damage", [None, "{", "[]"])
@@ -204,11 +238,25 @@ def test_a_streamed_run_is_the_resident_one(recipe, tmp_path):
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_deterministic_run_is_repeated_to_the_bit(recipe, dataset, tmp_path, device, precision):
-    recipe = with_train(recipe, deterministic=True, precision=precision)
+    recipe = with_train(recipe, deterministic=True).with_precision(precision)
     runs = [train(recipe, dataset, tmp_path / name, device=device, reporter=quiet()).run for name in ("a", "b")]
     one, other = (load_checkpoint(run.last).tensors for run in runs)
     for key, tensor in one.items():
         assert torch.equal(tensor, other[key]), key
+
+
+@pytest.mark.gpu
+def test_a_run_on_cuda_logs_what_the_same_steps_log_on_a_cpu(recipe, dataset, tmp_path):
+    """The host reads an epoch while the next runs: losses, accuracies and order of the rows must not mix."""
+    recipe = with_train(dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, dropout=0.0)), epochs=4)
+    rows = {}
+    for device in ("cpu", "cuda"):
+        run = train(recipe, dataset, tmp_path / device, device=device, backend="auto", reporter=quiet()).run
+        rows[device] = [row for row in read_metrics(run.metrics) if row["kind"] == "epoch"]
+    for one, other in zip(*rows.values(), strict=True):
+        assert one["epoch"] == other["epoch"]
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=0.05)
+        assert one["val_loss"] == pytest.approx(other["val_loss"], rel=0.05)
 
 
 @pytest.mark.gpu

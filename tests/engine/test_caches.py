@@ -1,0 +1,74 @@
+"""Warm starts: what is kept depends on what it is compiled for, and nothing that goes wrong with it stops a run."""
+
+import os
+import time
+
+import pytest
+import torch
+
+from fastcifar.engine import caches
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "fastcifar" / "compiled"
+
+
+@pytest.fixture
+def artifacts(monkeypatch):
+    """Stands in for torch.compiler's: [what was loaded]."""
+    loaded = []
+    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (b"compiled", None))
+    monkeypatch.setattr(torch.compiler, "load_cache_artifacts", lambda content: loaded.append(content) or "info")
+    return loaded
+
+
+def test_the_second_start_of_a_configuration_is_warm(folder, artifacts):
+    for batch_size in (64, 64, 128):
+        with caches.warm_start({"batch_size": batch_size}):
+            pass
+    assert artifacts == [b"compiled"]
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_another_version_of_torch_starts_cold(folder, artifacts, monkeypatch):
+    with caches.warm_start({}):
+        pass
+    monkeypatch.setattr(torch, "__version__", "9.0")
+    with caches.warm_start({}):
+        pass
+    assert artifacts == []
+
+
+def test_the_configurations_used_last_are_kept(folder, artifacts, monkeypatch):
+    monkeypatch.setattr(caches, "KEPT", 2)
+    for number in (1, 2, 1, 3):
+        with caches.warm_start({"number": number}):
+            pass
+        for age, file in enumerate(sorted(folder.iterdir(), key=lambda file: -file.stat().st_mtime)):
+            os.utime(file, times=(time.time() - 100 * (age + 1),) * 2)
+    artifacts.clear()
+    with caches.warm_start({"number": 1}):
+        pass
+    assert artifacts == [b"compiled"]
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_a_folder_that_cannot_be_written_makes_a_cold_start(tmp_path, artifacts, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with caches.warm_start({}):
+        pass
+    assert artifacts == []
+
+
+def test_a_damaged_file_makes_a_cold_start_and_is_replaced(folder):
+    configuration = {"damaged": True}
+    folder.mkdir(parents=True)
+    path = folder / f"{caches._key(configuration)}.bin"
+    path.write_bytes(b"nonsense")
+    with caches.warm_start(configuration):
+        torch.compile(lambda x: x * 2 + 1)(torch.ones(7))
+    assert path.read_bytes() != b"nonsense"
+    assert torch.compiler.load_cache_artifacts(path.read_bytes()) is not None
