@@ -154,6 +154,11 @@ class Trainer:
         self.earlier_seconds = 0.0
 
     @property
+    def runs_ahead(self) -> bool:
+        """Whether the host is an epoch ahead of the device."""
+        return self.device.type == "cuda"
+
+    @property
     def total_steps(self) -> int:
         return self.recipe.train.epochs * self.length
 
@@ -255,7 +260,7 @@ class Trainer:
             self._take_snapshot()
             images = (self.position - first) * self.recipe.train.batch_size
             self.unread = Epoch(self.position, images, begun, trained, evaluated, _random_state(self.device))
-            if self.device.type == "cpu":
+            if not self.runs_ahead:
                 self._read_epoch()
         self._read_epoch()
         return True
@@ -265,7 +270,7 @@ class Trainer:
         begun, first = time.perf_counter(), self.position
         end = (self.position // self.length + 1) * self.length
         # On a CPU a step is over when it returns: report each. A GPU is given many at once and is not waited for.
-        portion = 1 if self.device.type == "cpu" else self.recipe.train.log_every
+        portion = self.recipe.train.log_every if self.runs_ahead else 1
         while self.position < end:
             if self.world.any(should_stop()):
                 return False
@@ -277,7 +282,7 @@ class Trainer:
 
     def _report_progress(self, images: int, begun: float) -> None:
         """On a CPU, all of it; of a GPU the host knows nothing newer than the last epoch read."""
-        if self.device.type == "cpu" and self.world.size == 1:
+        if not self.runs_ahead and self.world.size == 1:
             self.losses[: self.position] = self.step.losses[: self.position]
             self._log_steps(self.position)
             since = self.losses[self.logged : self.position]
@@ -391,6 +396,7 @@ class Trainer:
         """Save the run in the middle of an epoch."""
         self.losses.copy_(self.step.losses)
         self._check_finite(self.position, _largest(self.engine.model).item())
+        self._log_steps(self.position)
         self._take_snapshot()
         self._save(self.position, _random_state(self.device))
 

@@ -15,7 +15,7 @@ from fastcifar.data.dataset import load_dataset
 from fastcifar.engine.checkpoint import load_checkpoint
 from fastcifar.engine.evaluate import Evaluation
 from fastcifar.engine.rundir import open_run
-from fastcifar.engine.trainer import train
+from fastcifar.engine.trainer import Trainer, train
 from fastcifar.errors import UserError
 from fastcifar.report.console import Reporter
 from fastcifar.report.metrics import read_metrics
@@ -98,11 +98,7 @@ def test_a_stopped_and_resumed_run_is_bit_identical(recipe, dataset, tmp_path, s
     one, other = (load_checkpoint(result.run.last) for result in (whole, resumed))
     for key, tensor in one.tensors.items():
         assert torch.equal(tensor, other.tensors[key]), key
-    timeless = [
-        [{k: v for k, v in row.items() if k not in ("train_seconds", "images_per_s")} for row in read_metrics(r.run.metrics)]
-        for r in (whole, resumed)
-    ]
-    assert timeless[0] == timeless[1]
+    assert timeless(whole.run) == timeless(resumed.run)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(recipe, dataset, tmp_path):
@@ -243,6 +239,33 @@ def test_a_deterministic_run_is_repeated_to_the_bit(recipe, dataset, tmp_path, d
     one, other = (load_checkpoint(run.last).tensors for run in runs)
     for key, tensor in one.items():
         assert torch.equal(tensor, other[key]), key
+
+
+def timeless(run):
+    rows = read_metrics(run.metrics)
+    return [{k: v for k, v in row.items() if k not in ("train_seconds", "images_per_s")} for row in rows]
+
+
+@pytest.mark.parametrize("every", [0.0, 10.0])
+@pytest.mark.parametrize("stop", [None, 3])
+def test_a_host_an_epoch_ahead_leaves_the_same_run(recipe, dataset, tmp_path, monkeypatch, every, stop):
+    """As on a GPU, where an epoch is read while the next is under way; stopped in the second epoch's second portion."""
+    recipe = with_train(recipe, epochs=3, log_every=2)
+    length = len(dataset.train.labels) // recipe.train.batch_size
+    monkeypatch.setattr("fastcifar.engine.trainer.SAVE_EVERY_S", every)
+    runs = {}
+    for ahead in (False, True):
+        monkeypatch.setattr(Trainer, "runs_ahead", ahead)
+        checks = length // 2 + 1 + 1 if ahead else length + 2
+        options = {"should_stop": stop_after(checks)} if stop else {}
+        runs[ahead] = train(recipe, dataset, tmp_path / str(ahead), device="cpu", reporter=quiet(), **options)
+    assert runs[True].finished is (stop is None)
+    assert timeless(runs[True].run) == timeless(runs[False].run)
+    for name in ("last", "best"):
+        one, other = (load_checkpoint(getattr(result.run, name)) for result in runs.values())
+        for key, tensor in one.tensors.items():
+            assert torch.equal(tensor.nan_to_num(), other.tensors[key].nan_to_num()), (name, key)
+        assert one.info["best_accuracy"] == other.info["best_accuracy"]
 
 
 @pytest.mark.gpu
