@@ -39,6 +39,7 @@ class CapturedStep(EagerStep):
         with side_stream():
             self._practise()
         pool = torch.cuda.graph_pool_handle()  # one for both: nothing in it is needed after a replay
+        self._declare_capturable(True)
         try:
             self.graphs = {n: capture(functools.partial(self._several, n), pool) for n in (STEPS_A_GRAPH, 1)}
         except torch.OutOfMemoryError:
@@ -46,6 +47,7 @@ class CapturedStep(EagerStep):
         except RuntimeError as error:  # PyTorch has many ways to say that something cannot be captured
             self.backend, self.failure = "compiled", f"the step could not be captured: {' '.join(str(error).split())}"
             self.optimizer.zero_grad(set_to_none=True)
+            self._declare_capturable(False)
 
     def seek(self, step: int) -> None:
         super().seek(step)
@@ -71,6 +73,12 @@ class CapturedStep(EagerStep):
     def _several(self, count: int) -> None:
         for _ in range(count):
             self._one()
+
+    def _declare_capturable(self, capturable: bool) -> None:
+        """Adam wants to be told, though fused it always is; it warns where it is told and not captured."""
+        for group in self.optimizer.param_groups:
+            if "capturable" in group:
+                group["capturable"] = capturable
 
     def _changed(self) -> list[torch.Tensor]:
         return [*super()._changed(), self.loader.state]

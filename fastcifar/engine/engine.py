@@ -51,7 +51,7 @@ class Engine:
     ) -> None:
         self.recipe = recipe = recipe.with_classes(len(dataset.manifest.classes), dataset.manifest.image_shape[2])
         self.dataset, self.world, self.device = dataset, world, world.device
-        if self.device.type == "cuda":
+        if self.device.index is not None:
             torch.cuda.set_device(self.device)  # of streams, events and graphs
         pixels = dataset.manifest.counts["train"] * math.prod(dataset.manifest.image_shape)
         self.loader_kind, self.loader_reason = world.first(lambda: choose_loader(loader, pixels, self.device))

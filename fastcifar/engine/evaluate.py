@@ -143,7 +143,7 @@ class Evaluator:
         images, labels = batch
         logits = self.logits(images)
         self.sums[0] += F.cross_entropy(logits, labels, reduction="sum")
-        cells = torch.where(labels == IGNORE, 1, 2 + labels * self.num_classes + logits.argmax(1))
+        cells = (2 + labels * self.num_classes + logits.argmax(1)).masked_fill_(labels == IGNORE, 1)
         self.sums.index_add_(0, cells, torch.ones_like(cells, dtype=self.sums.dtype))
 
 

@@ -39,6 +39,18 @@ def uncaptured(monkeypatch):
         monkeypatch.setattr(module, "side_stream", nullcontext)
 
 
+def test_adam_is_told_that_it_is_captured_and_not_that_it_is_warmed_up(recipe, dataset, uncaptured, monkeypatch):
+    """Else it refuses the one and warns of the other, on CUDA alone."""
+    _, step = make_step(recipe, dataset, "captured")
+    (group,), told = step.optimizer.param_groups, []
+    train = step._train
+    monkeypatch.setattr(step, "_train", lambda batch: (told.append(group.get("capturable")), train(batch)))
+    step.run(1)
+    warm_up, replayed = told[: steps.WARM_UP_STEPS], told[steps.WARM_UP_STEPS :]
+    assert set(warm_up) == ({False} if recipe.optimizer.name == "adamw" else {None})
+    assert set(replayed) == ({True} if recipe.optimizer.name == "adamw" else {None})
+
+
 def test_what_is_captured_takes_the_steps_of_the_eager_one(recipe, dataset, uncaptured):
     model, eager = make_step(recipe, dataset, "eager")
     other, replayed = make_step(recipe, dataset, "captured")
@@ -121,10 +133,11 @@ def test_captured_compiled_and_eager_agree_on_a_gpu(recipe, dataset, precision):
 
 @pytest.mark.gpu
 def test_a_replay_waits_for_nothing(recipe, dataset):
+    """Not even for the next epoch's order."""
     _, step = make_step(recipe, dataset, "captured", "cuda")
     step.run(1)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        step.run(3)
+        step.run(len(step.loader) + 3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
