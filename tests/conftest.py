@@ -17,6 +17,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, PyTorch sees none"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Compiled code of the tests stays out of the user's cache folder."""
+    os.environ["FASTCIFAR_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def cifar10_source() -> Path:
     """The folder cifar-10-batches-py of the real CIFAR-10."""

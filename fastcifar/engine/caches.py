@@ -23,7 +23,9 @@ KEPT = 32
 
 
 def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/fastcifar, by default ~/.cache/fastcifar."""
+    """$FASTCIFAR_CACHE, by default $XDG_CACHE_HOME/fastcifar or ~/.cache/fastcifar."""
+    if chosen := os.environ.get("FASTCIFAR_CACHE"):
+        return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastcifar"
 
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from fastcifar.engine import caches
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "fastcifar" / "compiled"
+    monkeypatch.setenv("FASTCIFAR_CACHE", str(tmp_path))
+    return tmp_path / "compiled"
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_the_configurations_used_last_are_kept(folder, artifacts, monkeypatch):
 
 def test_a_folder_that_cannot_be_written_makes_a_cold_start(tmp_path, artifacts, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("FASTCIFAR_CACHE", str(tmp_path / "file"))
     with caches.warm_start({}):
         pass
     assert artifacts == []
@@ -72,3 +73,11 @@ def test_a_damaged_file_makes_a_cold_start_and_is_replaced(folder):
         torch.compile(lambda x: x * 2 + 1)(torch.ones(7))
     assert path.read_bytes() != b"nonsense"
     assert torch.compiler.load_cache_artifacts(path.read_bytes()) is not None
+
+
+def test_the_folder_is_the_users_cache_folder_unless_told(monkeypatch):
+    monkeypatch.delenv("FASTCIFAR_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert caches.cache_folder() == Path("/somewhere/fastcifar")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert caches.cache_folder() == Path.home() / ".cache" / "fastcifar"
