@@ -41,6 +41,9 @@ RecipeName = Annotated[str, typer.Option("--recipe", help="Name of a recipe (see
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, as in optimizer.lr=0.1.")
 ]
+LoaderKind = Annotated[
+    str, typer.Option("--loader", help="auto, resident, or streaming for data larger than the device's memory.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
@@ -118,9 +121,7 @@ def train(
     deterministic: Annotated[bool, typer.Option("--deterministic", help="Short for --set train.deterministic=true.")] = False,
     device: Device = "auto",
     step: Annotated[str, typer.Option(help="Back end of the training step: auto, captured, compiled or eager.")] = "auto",
-    loader: Annotated[
-        str, typer.Option(help="auto, resident, or streaming for data larger than the device's memory.")
-    ] = "auto",
+    loader: LoaderKind = "auto",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the loss of every log_every steps.")] = False,
     json: Json = None,
 ) -> None:
@@ -168,6 +169,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     checkpoint: Annotated[str, typer.Option(help="last, best, or a .safetensors file.")] = "last",
     device: Device = "auto",
+    loader: LoaderKind = "auto",
     json: Json = None,
 ) -> None:
     """Score a trained run: accuracy, accuracy of each class and the confusion matrix."""
@@ -180,7 +182,7 @@ def evaluate(
     directory, recipe = open_run(run)
     dataset = load_dataset(data)
     path = {"last": directory.last, "best": directory.best}.get(checkpoint, Path(checkpoint))
-    score = evaluate_run(recipe, path, dataset, split, choose_device(device))
+    score = evaluate_run(recipe, path, dataset, split, choose_device(device), loader, say=print)
     if read_environment(directory).get("dataset_sha256") != dataset.manifest.sha256:
         print(f"note: {run} was trained on other data than {data} holds")
     print_evaluation(score, dataset.manifest.classes, f"{path} on the {split} split of {dataset.manifest.name}")

@@ -11,9 +11,11 @@ The layout (FFCV's version 2), little-endian throughout:
 "Place" is an offset from the beginning of the file, in bytes.
 """
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -39,15 +41,24 @@ ALLOCATION = np.dtype([("sample", "<u8"), ("place", "<u8"), ("bytes", "<u8")])
 
 @dataclass(frozen=True)
 class Beton:
-    """The contents of a file.
+    """The contents of a file, which stays on disk until its pixels are asked for.
 
     Attributes:
-        images: (N, H, W, 3) uint8, a copy in memory.
-        labels: (N,) int64.
+        labels: (N,) int64, a copy in memory.
+        image_shape: (H, W, 3).
+        fields: names of the image's and the label's field.
     """
 
-    images: np.ndarray
     labels: np.ndarray
+    image_shape: tuple[int, int, int]
+    fields: tuple[str, str]
+    _data: np.ndarray
+    _places: np.ndarray
+
+    @cached_property
+    def images(self) -> np.ndarray:
+        """(N, H, W, 3) uint8, a copy in memory."""
+        return _gather(self._data, self._places, self.image_shape)
 
 
 def write_beton(
@@ -98,7 +109,9 @@ def write_beton(
 
 
 def read_beton(path: str | os.PathLike[str]) -> Beton:
-    """Read a file, written here or by FFCV: one raw RGB image field and one integer field, all images of one size.
+    """Open a file, written here or by FFCV: one raw RGB image field and one integer field, all images of one size.
+
+    Everything is checked but the pixels, which are read when `images` is first asked for.
 
     Raises:
         UserError: the file is missing, truncated, damaged, or holds something else; the message names the byte.
@@ -116,12 +129,14 @@ def read_beton(path: str | os.PathLike[str]) -> Beton:
     start = HEADER.itemsize + fields.nbytes
     metadata = _take(path, data, start, _record(types), header["samples"], "metadata")
     image, label = (metadata[f"f{types.index(kind)}"] for kind in (IMAGE_FIELD, INT_FIELD))
+    names = tuple(fields["name"][types.index(kind)].decode() for kind in (IMAGE_FIELD, INT_FIELD))
     first_byte = start + metadata.dtype.fields[f"f{types.index(IMAGE_FIELD)}"][1]
     table_place = int(header["allocations"])
     pages = range(start + metadata.nbytes, table_place)
     _check_images(path, image, first_byte, pages)
     _check_allocations(path, data, table_place, image)
-    return Beton(_gather(data, image), label.astype(np.int64))
+    shape = int(image["height"][0]), int(image["width"][0]), 3
+    return Beton(label.astype(np.int64), shape, names, data, image["place"].astype(np.int64))
 
 
 def _map(path: Path) -> np.ndarray:
@@ -207,13 +222,11 @@ def _check_allocations(path: Path, data: np.ndarray, table_place: int, image: np
         raise UserError(f"{path}: damaged: the allocation at byte {byte} is of no image in the metadata: {table[wrong[0]]}")
 
 
-def _gather(data: np.ndarray, image: np.ndarray) -> np.ndarray:
+def _gather(data: np.ndarray, places: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     """All images, copied once: a stretch of them that lie one after the other in the file at a time."""
-    height, width = int(image["height"][0]), int(image["width"][0])
-    size = height * width * 3
-    places = image["place"].astype(np.int64)
+    size = math.prod(shape)
     images = np.empty((len(places), size), np.uint8)
     starts = np.flatnonzero(np.diff(places, prepend=-1 - size) != size)
     for first, last in zip(starts, [*starts[1:], len(places)], strict=True):
         images[first:last] = data[places[first] : places[first] + (last - first) * size].reshape(-1, size)
-    return images.reshape(-1, height, width, 3)
+    return images.reshape(-1, *shape)

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
-from fastcifar.data.beton import read_beton
+from fastcifar.data.beton import Beton, read_beton
 from fastcifar.errors import UserError
 
 FORMAT_VERSION = 1
@@ -46,22 +47,26 @@ class Manifest:
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
-@dataclass(frozen=True)
 class Split:
-    """One split in memory.
+    """One split. Its labels are in memory; its images are read into it when they are first asked for.
 
-    Attributes:
-        images: (N, H, W, C) uint8.
+    Args:
+        images: (N, H, W, C) uint8, or the file that holds them.
         labels: (N,) int64.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
+    def __init__(self, images: np.ndarray | Beton, labels: np.ndarray) -> None:
+        self._images, self.labels = images, labels
+
+    @property
+    def images(self) -> np.ndarray:
+        """(N, H, W, C) uint8."""
+        return self._images.images if isinstance(self._images, Beton) else self._images
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in memory; a split that it does not have is None."""
+    """A data set; a split that it does not have is None."""
 
     root: Path
     manifest: Manifest
@@ -69,9 +74,15 @@ class Dataset:
     val: Split | None
     test: Split | None
 
+    def split_bytes(self, split: str) -> int:
+        """Bytes of the pixels of "train", "val" or "test"; 0 where there is none."""
+        return self.manifest.counts.get(split, 0) * math.prod(self.manifest.image_shape)
+
 
 def load_dataset(root: str | Path) -> Dataset:
-    """Load the data set that `fastcifar prep` wrote to `root`, after checking every file against the manifest.
+    """Open the data set that `fastcifar prep` wrote to `root`, after checking every file against the manifest.
+
+    No pixels are in memory then: a split that is streamed, or not used, never is.
 
     Raises:
         UserError: no data set there, or a file that is damaged or of another data set.
@@ -121,7 +132,7 @@ def file_sha256(path: Path) -> str:
 def _load_split(root: Path, manifest: Manifest, name: str) -> Split:
     path = root / f"{name}.beton"
     beton = read_beton(path)
-    found = (len(beton.labels), *beton.images.shape[1:])
+    found = (len(beton.labels), *beton.image_shape)
     expected = (manifest.counts[name], *manifest.image_shape)
     if found != expected:
         raise UserError(f"{path}: of another data set: holds images {found}, {MANIFEST} says {expected}; run prep again")
@@ -129,4 +140,4 @@ def _load_split(root: Path, manifest: Manifest, name: str) -> Split:
         raise UserError(f"{path}: not the file that {MANIFEST} describes (its SHA-256 differs); run fastcifar prep again")
     if beton.labels.min() < 0 or beton.labels.max() >= len(manifest.classes):
         raise UserError(f"{path}: labels {beton.labels.min()} to {beton.labels.max()}, but {len(manifest.classes)} classes")
-    return Split(beton.images, beton.labels)
+    return Split(beton, beton.labels)

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 import torch
 
 from fastcifar.augment import Policy, epoch_order
-from fastcifar.augment.backend import batch_loader, choose_augment
+from fastcifar.data.batches import Batches
 from fastcifar.data.dataset import Split
 from fastcifar.data.shard import WHOLE, Shard
-from fastcifar.errors import UserError
 
 
-class ResidentLoader:
+class ResidentLoader(Batches):
     """Batches of a split that lives on the device whole.
 
     Iterating yields `(images, labels)`: images `(B, C, H, W)` in channels-last memory and the policy's dtype, labels
@@ -53,30 +52,22 @@ class ResidentLoader:
         num_classes: int | None = None,
         shard: Shard = WHOLE,
     ) -> None:
+        super().__init__(
+            split.labels,
+            split.images.shape[1:],
+            policy,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            shuffle=shuffle,
+            num_classes=num_classes,
+            shard=shard,
+        )
         self.images = torch.from_numpy(split.images).to(device)
-        self.labels = torch.from_numpy(split.labels).to(device)
-        self.policy, self.seed, self.shuffle = policy, seed, shuffle
-        self.shard, self.global_batch_size = shard, batch_size
-        self.batch_size = shard.training_batch(batch_size) if shuffle else shard.evaluation_batch(batch_size)
-        self.num_classes = num_classes or int(split.labels.max()) + 1
-        self.state = torch.tensor([seed, 0, 0], device=device)  # seed, epoch, step: read on the device
-        self.augment, self.augment_reason = choose_augment(self.labels.device)
-        self._load_batch = batch_loader(self.augment)
-        if shuffle and batch_size > len(self.labels):
-            raise UserError(
-                f"train.batch_size = {batch_size}: larger than the split of {len(self.labels)} images; choose a smaller one"
-            )
-        policy.output_size(*split.images.shape[1:])  # raises where the policy does not fit the images
         self.order: torch.Tensor | None = None
         self.set_epoch(0)
 
-    def __len__(self) -> int:
-        """Number of batches in an epoch."""
-        whole, rest = divmod(len(self.order), self.batch_size)
-        return whole if self.shuffle or not rest else whole + 1
-
     def set_epoch(self, epoch: int) -> None:
-        """Select the epoch, which decides the order (when shuffling) and the draws."""
         self.epoch = epoch
         self.state[1].fill_(epoch)
         if self.shuffle:
@@ -88,12 +79,6 @@ class ResidentLoader:
             self.order = order
         else:
             self.order.copy_(order)  # in place: a captured graph reads it there
-
-    def reseed(self, seed: int) -> None:
-        """Become, in place, the loader of another seed, at epoch 0."""
-        self.seed = seed
-        self.state[0].fill_(seed)
-        self.set_epoch(0)
 
     def batch(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Batch number `position` of the selected epoch, 0 to `len(self) - 1`."""

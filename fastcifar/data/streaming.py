@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from fastcifar.augment import Policy, epoch_order
-from fastcifar.augment.backend import batch_loader, choose_augment
 from fastcifar.augment.batch import refuse_mixing
-from fastcifar.data import beton
+from fastcifar.data.batches import Batches
+from fastcifar.data.beton import read_beton
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.resident import ResidentLoader
 from fastcifar.data.shard import WHOLE, Shard
@@ -38,7 +38,7 @@ COPIES = 2
 """Batches on the device: one in use, one on its way."""
 
 
-class StreamingLoader:
+class StreamingLoader(Batches):
     """Batches of a split that stays on disk, through FFCV: `ResidentLoader`'s interface and its batches, bit for bit.
 
     Batches are read ahead in order, by a thread, from the first one asked for (resuming at step k reads nothing before it)
@@ -79,48 +79,34 @@ class StreamingLoader:
         shard: Shard = WHOLE,
     ) -> None:
         refuse_mixing(policy)
-        fields, image_shape, labels = _inspect(Path(path))
-        if shuffle and batch_size > len(labels):
-            raise UserError(
-                f"train.batch_size = {batch_size}: larger than the split of {len(labels)} images; choose a smaller one"
-            )
-        policy.output_size(*image_shape)  # raises where the policy does not fit the images
-        self.labels = torch.from_numpy(labels).to(device)
-        self.policy, self.seed, self.shuffle = policy, seed, shuffle
-        self.shard, self.global_batch_size = shard, batch_size
-        self.batch_size = shard.training_batch(batch_size) if shuffle else shard.evaluation_batch(batch_size)
-        self.num_classes = num_classes or int(labels.max()) + 1
-        self.state = torch.tensor([seed, 0, 0], device=device)  # seed, epoch, step: read on the device
-        self.augment, self.augment_reason = choose_augment(self.labels.device)
-        self._load_batch = batch_loader(self.augment)
-        reader = _open_reader(path, *fields, self.batch_size)
+        contents = read_beton(path)  # FFCV itself believes what a file says
+        super().__init__(
+            contents.labels,
+            contents.image_shape,
+            policy,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            shuffle=shuffle,
+            num_classes=num_classes,
+            shard=shard,
+        )
+        reader = _open_reader(path, *contents.fields, self.batch_size)
         feed = DeviceFeed(reader, self.labels.device) if self.labels.is_cuda else HostFeed(reader)
         self._feed = feed
         self._next: int | None = None
         """The batch that the feed gives next; None where it gives none."""
         weakref.finalize(self, feed.stop)
-        stored = torch.arange(len(labels))
+        stored = torch.arange(len(contents.labels))
         self._take_order(stored.to(device), stored)
         self.set_epoch(0)
 
-    def __len__(self) -> int:
-        """Number of batches in an epoch."""
-        whole, rest = divmod(len(self.order), self.batch_size)
-        return whole if self.shuffle or not rest else whole + 1
-
     def set_epoch(self, epoch: int) -> None:
-        """Select the epoch, which decides the order (when shuffling) and the draws."""
         self.close()
         self.epoch = epoch
         self.state[1].fill_(epoch)
         if self.shuffle:
             self._take_order(*self._feed.epoch_order(self.seed, epoch, len(self.labels)))
-
-    def reseed(self, seed: int) -> None:
-        """Become, in place, the loader of another seed, at epoch 0."""
-        self.seed = seed
-        self.state[0].fill_(seed)
-        self.set_epoch(0)
 
     def batch(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Batch number `position` of the selected epoch, 0 to `len(self) - 1`."""
@@ -311,30 +297,6 @@ def free_memory(device: torch.device) -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-
-
-def _inspect(path: Path) -> tuple[tuple[str, str], tuple[int, int, int], np.ndarray]:
-    """Names of the image and label field, (H, W, C), and labels (N,) int64 of a file; its pixels are not read.
-
-    FFCV believes what a file says, so this makes `read_beton`'s checks.
-    """
-    data = beton._map(path)
-    header = beton._take(path, data, 0, beton.HEADER, 1, "header")[0]
-    beton._check_header(path, header)
-    fields = beton._take(path, data, beton.HEADER.itemsize, beton.FIELD, header["fields"], "field descriptors")
-    types = fields["type"].tolist()
-    if sorted(types) != [beton.INT_FIELD, beton.IMAGE_FIELD]:
-        raise UserError(f"{path}: field types {types}: need one image field (2) and one integer field (1)")
-    start, place = beton.HEADER.itemsize + fields.nbytes, types.index(beton.IMAGE_FIELD)
-    metadata = beton._take(path, data, start, beton._record(types), header["samples"], "metadata")
-    image, label = metadata[f"f{place}"], metadata[f"f{1 - place}"]
-    table = int(header["allocations"])
-    first_byte = start + metadata.dtype.fields[f"f{place}"][1]
-    beton._check_images(path, image, first_byte, range(start + metadata.nbytes, table))
-    beton._check_allocations(path, data, table, image)
-    names = [name.decode() for name in fields["name"]]
-    shape = int(image["height"][0]), int(image["width"][0]), 3
-    return (names[place], names[1 - place]), shape, label.astype(np.int64)
 
 
 def _open_reader(path: str | os.PathLike[str], image_field: str, label_field: str, batch_size: int) -> "Reader":

@@ -1,7 +1,6 @@
 """What training needs, built once: model, optimizer, loaders, step and evaluators. Any number of runs may use it in turn."""
 
 import dataclasses
-import math
 import time
 from typing import Any
 
@@ -14,7 +13,7 @@ from fastcifar.engine import step as steps
 from fastcifar.engine.caches import warm_start
 from fastcifar.engine.distributed import World, seed_rank, synchronise_batchnorm
 from fastcifar.engine.environment import environment
-from fastcifar.engine.evaluate import Evaluator, Loader, evaluation_loader, logits_of
+from fastcifar.engine.evaluate import Evaluator, evaluation_loader, logits_of
 from fastcifar.engine.precision import gradient_scaler, reset_scaler, scaler_state, to_weights_dtype
 from fastcifar.models import build_model
 from fastcifar.models.padding import pad_widths
@@ -53,8 +52,8 @@ class Engine:
         self.dataset, self.world, self.device = dataset, world, world.device
         if self.device.index is not None:
             torch.cuda.set_device(self.device)  # of streams, events and graphs
-        pixels = dataset.manifest.counts["train"] * math.prod(dataset.manifest.image_shape)
-        self.loader_kind, self.loader_reason = world.first(lambda: choose_loader(loader, pixels, self.device))
+        self._asked_loader = loader
+        self.loader_kind, self.loader_reason = self._choose_loader("train")
         streaming = self.loader_kind == "streaming"
         self.backend, self.why = steps.choose_backend(backend, self.device, streaming=streaming)
         torch.manual_seed(recipe.train.seed)
@@ -115,15 +114,21 @@ class Engine:
     def evaluator(self, split: str) -> Evaluator | None:
         """What scores the model on "val" or "test"; None for a split that there is not."""
         if split not in self._evaluators:
-            options = {"kind": self.loader_kind, "shard": self.world.shard}
-            loader = evaluation_loader(self.dataset, split, self.recipe, self.device, **options)
-            self._evaluators[split] = None if loader is None else self._evaluator(loader)
+            self._evaluators[split] = self._build_evaluator(split)
         return self._evaluators[split]
 
-    def _evaluator(self, loader: Loader) -> Evaluator:
-        captured = self.backend == "captured"
+    def _build_evaluator(self, split: str) -> Evaluator | None:
+        kind, _ = self._choose_loader(split)
+        loader = evaluation_loader(self.dataset, split, self.recipe, self.device, kind=kind, shard=self.world.shard)
+        if loader is None:
+            return None
+        captured = self.backend == "captured" and kind == "resident"
         classes = self.recipe.model.num_classes
         return Evaluator(self.model, self._logits, loader, classes, captured=captured, world=self.world)
+
+    def _choose_loader(self, split: str) -> tuple[str, str]:
+        """Each split is judged by its own size and the memory that is free when it is its turn."""
+        return self.world.first(lambda: choose_loader(self._asked_loader, self.dataset.split_bytes(split), self.device))
 
     def scaler_state(self) -> dict[str, torch.Tensor]:
         """What a checkpoint keeps of the loss scaling."""

@@ -15,7 +15,7 @@ from fastcifar.augment import IGNORE
 from fastcifar.config import Recipe
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.shard import WHOLE, Shard
-from fastcifar.data.streaming import open_loader
+from fastcifar.data.streaming import choose_loader, open_loader
 from fastcifar.engine.captured import capture, side_stream
 from fastcifar.engine.checkpoint import load_checkpoint, restore_model
 from fastcifar.engine.distributed import World
@@ -198,21 +198,36 @@ def evaluation_loader(
     return open_loader(kind, dataset, split, recipe.augment.evaluation(), **options)
 
 
-def evaluate_run(recipe: Recipe, path: Path, dataset: Dataset, split: str, device: torch.device) -> Evaluation:
+def evaluate_run(
+    recipe: Recipe,
+    path: Path,
+    dataset: Dataset,
+    split: str,
+    device: torch.device,
+    loader: str = "auto",
+    say: Callable[[str], None] = lambda line: None,
+) -> Evaluation:
     """Score the checkpoint at `path`, trained with `recipe`, on the "train", "val" or "test" split.
+
+    Args:
+        loader: "auto", "resident" or "streaming"; see `choose_loader`.
+        say: told, in a line, that the split is streamed and why.
 
     Raises:
         UserError: no such split, or the checkpoint does not fit the recipe and data set.
     """
     if split not in ("train", "val", "test"):
         raise UserError(f"--split {split}: must be train, val or test")
+    if getattr(dataset, split) is None:
+        raise UserError(f"--split {split}: {dataset.root} has no {split} split")
     recipe = recipe.with_classes(len(dataset.manifest.classes), dataset.manifest.image_shape[2])
-    precision = recipe.train.precision
+    precision, tta = recipe.train.precision, recipe.evaluate.tta
     model = to_weights_dtype(build_model(recipe.model), precision)
     restore_model(load_checkpoint(path), model, recipe.model)
-    loader = evaluation_loader(dataset, split, recipe, device)
-    if loader is None:
-        raise UserError(f"--split {split}: {dataset.root} has no {split} split")
+    kind, reason = choose_loader(loader, dataset.split_bytes(split), device)
+    if kind == "streaming":
+        say(f"streaming from {dataset.root}: {reason}")
+    batches = evaluation_loader(dataset, split, recipe, device, kind=kind)
     model.to(device, memory_format=torch.channels_last)
     with arithmetic(precision):
-        return evaluate(model, loader, recipe.model.num_classes, precision=precision, tta=recipe.evaluate.tta)
+        return evaluate(model, batches, recipe.model.num_classes, precision=precision, tta=tta)

@@ -14,6 +14,8 @@ from fastcifar.files import replacing
 
 FORMATS = ".png", ".pdf", ".svg"
 INCHES = 0.9  # side of one image
+DPI = 150
+MOST_PIXELS = 2**16  # on a side, for matplotlib
 
 
 def draw_grid(
@@ -36,6 +38,12 @@ def draw_grid(
         raise UserError(f"--images {images}: must be between 1 and the {len(split.labels)} of the training split")
     if draws < 1:
         raise UserError(f"--draws {draws}: must be at least 1")
+    size = (draws + 1) * INCHES + 1, images * INCHES + 0.4
+    for option, value, length in (("--draws", draws, size[0]), ("--images", images, size[1])):
+        if length * DPI >= MOST_PIXELS:
+            raise UserError(
+                f"{option} {value}: too many for one picture, choose fewer than {int(MOST_PIXELS / DPI / INCHES) - 2}"
+            )
     if out.suffix not in FORMATS:
         raise UserError(f"--out {out}: must end in one of {', '.join(FORMATS)}")
     columns = [torch.from_numpy(split.images[:images]) / 255]
@@ -46,7 +54,7 @@ def draw_grid(
     for epoch in range(draws):
         loader.set_epoch(epoch)
         columns.append(restored(loader.batch(0)[0], policy))
-    figure = Figure(figsize=((draws + 1) * INCHES + 1, images * INCHES + 0.4), layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(images, draws + 1, squeeze=False)
     for column, (title, pictures) in enumerate(zip(["original", *map("epoch {}".format, range(draws))], columns, strict=True)):
         axes[0, column].set_title(title, fontsize=8)
@@ -56,7 +64,7 @@ def draw_grid(
     for row, label in enumerate(split.labels[:images]):
         axes[row, 0].set_ylabel(classes[label], fontsize=8)
     with replacing(out) as temporary:
-        figure.savefig(temporary, dpi=150)
+        figure.savefig(temporary, dpi=DPI)
 
 
 def restored(batch: torch.Tensor, policy: Policy) -> torch.Tensor:

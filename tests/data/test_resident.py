@@ -81,3 +81,16 @@ def test_a_policy_that_mixes_gives_probabilities_of_all_classes(split):
     _, targets = next(iter(ResidentLoader(split, policy, batch_size=16, num_classes=60)))
     assert targets.shape == (16, 60)
     torch.testing.assert_close(targets.sum(1), torch.ones(16))
+
+
+def test_a_reseeded_loader_gives_the_batches_of_a_new_one_from_the_same_tensors(split):
+    """In place, since a captured graph reads them there."""
+    loader = ResidentLoader(split, POLICY, batch_size=16, seed=1)
+    state, order = loader.state.data_ptr(), loader.order.data_ptr()
+    epoch_of(loader, 3)
+    loader.reseed(2**62)
+    fresh = ResidentLoader(split, POLICY, batch_size=16, seed=2**62)
+    for epoch in range(2):
+        for one, other in zip(epoch_of(loader, epoch), epoch_of(fresh, epoch), strict=True):
+            assert torch.equal(one, other)
+    assert (loader.seed, loader.state.data_ptr(), loader.order.data_ptr()) == (2**62, state, order)

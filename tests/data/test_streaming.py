@@ -140,6 +140,17 @@ def test_it_begins_in_the_middle_of_an_epoch(loader, path):
 
 
 @needs_ffcv
+def test_a_reseeded_loader_gives_the_batches_of_a_resident_one_of_that_seed(path):
+    streaming = StreamingLoader(path, POLICY, batch_size=16, seed=1)
+    next(iter(streaming))
+    streaming.reseed(5)
+    beton = read_beton(path)
+    resident = ResidentLoader(Split(beton.images, beton.labels), POLICY, batch_size=16, seed=5)
+    for one, other in zip(streaming, resident, strict=True):
+        assert all(map(torch.equal, one, other))
+
+
+@needs_ffcv
 def test_batches_out_of_order_are_right(loader, path):
     loader.set_epoch(2)
     expected = resident(path, batch_size=10, seed=7)

@@ -13,7 +13,7 @@ from fastcifar.augment import RandomCrop
 from fastcifar.config import load_recipe
 from fastcifar.data.dataset import load_dataset
 from fastcifar.engine.checkpoint import load_checkpoint
-from fastcifar.engine.evaluate import Evaluation
+from fastcifar.engine.evaluate import Evaluation, evaluate_run
 from fastcifar.engine.rundir import open_run
 from fastcifar.engine.trainer import Trainer, train
 from fastcifar.errors import UserError
@@ -229,6 +229,27 @@ def test_a_streamed_run_is_the_resident_one(recipe, tmp_path):
     assert runs["resident"].summary["test_accuracy"] == runs["streaming"].summary["test_accuracy"]
     with pytest.raises(UserError, match="--loader lazy: must be auto"):
         train(recipe, dataset, tmp_path / "lazy", device="cpu", loader="lazy", reporter=quiet())
+
+
+def test_what_does_not_fit_is_streamed_by_itself_and_never_read_whole(recipe, tmp_path, monkeypatch):
+    """Training, validation and test, and scoring the run later."""
+    pytest.importorskip("ffcv", reason="FFCV is not installed: pip install 'fastcifar[ffcv]'")
+
+    def refuse(*_):
+        raise AssertionError("a split was read whole")
+
+    prepare("synthetic", tmp_path / "betons")
+    monkeypatch.setattr("fastcifar.data.beton._gather", refuse)
+    monkeypatch.setattr("fastcifar.data.streaming.free_memory", lambda device: 2**20)
+    dataset, recipe = load_dataset(tmp_path / "betons"), with_train(recipe, epochs=1, batch_size=2000)
+    result = train(recipe, dataset, tmp_path / "run", device="cpu", reporter=quiet())
+    described = json.loads(result.run.environment.read_text())
+    assert described["loader"] == "streaming"
+    assert "1 MiB free" in described["loader_reason"]
+    said = []
+    score = evaluate_run(recipe, result.run.last, dataset, "test", torch.device("cpu"), say=said.append)
+    assert score.accuracy == result.summary["test_accuracy"]
+    assert len(said) == 1 and "streaming from" in said[0]
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -52,7 +52,13 @@ def test_the_picture_is_whole_and_alone(split, tmp_path, name):
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"images": 7}, "--images 7: .* 6 "), ({"images": 0}, "--images 0"), ({"draws": 0}, "--draws 0"), ({}, "grid.txt")],
+    [
+        ({"images": 7}, "--images 7: .* 6 "),
+        ({"images": 0}, "--images 0"),
+        ({"draws": 0}, "--draws 0"),
+        ({"draws": 900}, "--draws 900: .* fewer than 483"),
+        ({}, "grid.txt"),
+    ],
 )
 def test_what_cannot_be_drawn_is_refused(split, tmp_path, changes, words):
     with pytest.raises(UserError, match=words):
