@@ -41,6 +41,7 @@ RecipeName = Annotated[str, typer.Option("--recipe", help="Name of a recipe (see
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, as in optimizer.lr=0.1.")
 ]
+StepKind = Annotated[str, typer.Option("--step", help="Back end of the training step: auto, captured, compiled or eager.")]
 LoaderKind = Annotated[
     str, typer.Option("--loader", help="auto, resident, or streaming for data larger than the device's memory.")
 ]
@@ -120,7 +121,7 @@ def train(
     set_: Overrides = [],  # noqa: B006 (typer's way of an option given many times)
     deterministic: Annotated[bool, typer.Option("--deterministic", help="Short for --set train.deterministic=true.")] = False,
     device: Device = "auto",
-    step: Annotated[str, typer.Option(help="Back end of the training step: auto, captured, compiled or eager.")] = "auto",
+    step: StepKind = "auto",
     loader: LoaderKind = "auto",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the loss of every log_every steps.")] = False,
     json: Json = None,
@@ -228,6 +229,46 @@ def augment(
     draw_grid(dataset.train, loaded.augment, dataset.manifest.classes, out, **where)
     print(f"{out}: {images} images of {dataset.manifest.name}, {draws} draws each of the recipe {loaded.name}")
     _write(json, {"out": str(out), **where, "device": str(where["device"]), "policy": loaded.augment.to_config()})
+
+
+@app.command()
+def profile(
+    recipe: RecipeName = "seed",
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="DIR", help="Folder that `fastcifar prep` wrote; default: betons, if there."),
+    ] = None,
+    set_: Overrides = [],  # noqa: B006
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps in a round and in the trace; default 20 on CUDA, 2 on a CPU.")
+    ] = None,
+    step: StepKind = "auto",
+    loader: LoaderKind = "auto",
+    device: Device = "auto",
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for trace, roofline and figures.")] = Path("profile"),
+    json: Json = None,
+) -> None:
+    """Show where the time of a training step goes, and what to do about it."""
+    from fastcifar.bench.setting import random_dataset
+    from fastcifar.config import load_recipe
+    from fastcifar.data.dataset import load_dataset
+    from fastcifar.engine.environment import choose_device
+    from fastcifar.profiling.profile import profile as run_profile
+    from fastcifar.report.profile import plot_roofline, print_profile
+
+    loaded, where = load_recipe(recipe, set_), choose_device(device)
+    if data is None and not Path("betons", "dataset.json").is_file():
+        print("no betons here: random images of 32 x 32 pixels, which change no time")
+        dataset = random_dataset(max(4096, 2 * loaded.train.batch_size), 0)
+    else:
+        dataset = load_dataset(data or Path("betons"))
+    trace = out / "trace.json.gz"
+    found = run_profile(loaded, dataset, where, trace, backend=step, loader=loader, steps=steps)
+    print_profile(found)
+    plot_roofline(found, out / "roofline.png")
+    _write(out / "profile.json", found)
+    _write(json, found)
+    print(f"{trace} (for https://ui.perfetto.dev), {out / 'roofline.png'}, {out / 'profile.json'}")
 
 
 @app.command()

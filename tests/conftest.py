@@ -1,9 +1,13 @@
-"""Shared by all tests: what needs a GPU or real data says so when it is skipped."""
+"""Shared by all tests: a recipe and a data set so small that a training run takes a second, and who is skipped and why."""
 
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from fastcifar.config import Recipe, load_recipe
+from fastcifar.data.dataset import Dataset, Manifest, Split
 
 
 def pytest_collection_modifyitems(items):
@@ -30,3 +34,51 @@ def cifar10_source() -> Path:
     if not source:
         pytest.skip("needs real CIFAR-10: set FASTCIFAR_SOURCE to a cifar-10-batches-py folder")
     return Path(source)
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return load_recipe(
+        "seed",
+        [
+            "augment.transforms=[{name='RandomCrop', size=16, padding=2}, {name='RandomHorizontalFlip'}, "
+            "{name='Normalize', mean=0.5, std=0.5}]",
+            "model.stem_channels=4",
+            "model.channels=[4, 8]",
+            "model.blocks=[1, 1]",
+            "model.strides=[1, 2]",
+            "model.num_classes=3",
+            "optimizer.lr=0.05",
+            "train.epochs=2",
+            "train.batch_size=16",
+            "train.precision=fp32",
+            "evaluate.batch_size=32",
+        ],
+    )
+
+
+@pytest.fixture
+def dataset(tmp_path) -> Dataset:
+    rng = np.random.default_rng(0)
+
+    def split(count: int) -> Split:
+        labels = rng.integers(0, 3, count)
+        images = rng.integers(0, 100, (count, 16, 16, 3))
+        images[labels == 1] += 100
+        images[labels == 2, :, :, 0] += 100
+        return Split(images.astype(np.uint8), labels)
+
+    splits = {"train": split(80), "val": split(20), "test": split(20)}
+    manifest = Manifest(
+        name="tiny",
+        classes=("dark", "light", "red"),
+        image_shape=(16, 16, 3),
+        counts={name: len(part.labels) for name, part in splits.items()},
+        split_seed=0,
+        val_fraction=0.2,
+        mean=(0.3, 0.3, 0.3),
+        std=(0.2, 0.2, 0.2),
+        sha256={name: "0" * 64 for name in splits},
+        source="made by the test",
+    )
+    return Dataset(tmp_path, manifest, **splits)

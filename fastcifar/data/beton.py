@@ -129,7 +129,7 @@ def read_beton(path: str | os.PathLike[str]) -> Beton:
     start = HEADER.itemsize + fields.nbytes
     metadata = _take(path, data, start, _record(types), header["samples"], "metadata")
     image, label = (metadata[f"f{types.index(kind)}"] for kind in (IMAGE_FIELD, INT_FIELD))
-    names = tuple(fields["name"][types.index(kind)].decode() for kind in (IMAGE_FIELD, INT_FIELD))
+    names = tuple(_name(path, fields["name"][types.index(kind)]) for kind in (IMAGE_FIELD, INT_FIELD))
     first_byte = start + metadata.dtype.fields[f"f{types.index(IMAGE_FIELD)}"][1]
     table_place = int(header["allocations"])
     pages = range(start + metadata.nbytes, table_place)
@@ -157,6 +157,14 @@ def _take(path: Path, data: np.ndarray, start: int, dtype: np.dtype, count: int,
     if end > len(data):
         raise UserError(f"{path}: truncated: the {what} would end at byte {end}, the file ends at byte {len(data)}")
     return data[start:end].view(dtype)
+
+
+def _name(path: Path, name: bytes) -> str:
+    """A field's name as FFCV reads it."""
+    try:
+        return name.decode("ascii")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: damaged: a field has the name {name!r}, which is not ASCII") from None
 
 
 def _record(types: list[int]) -> np.dtype:

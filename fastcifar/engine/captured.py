@@ -37,7 +37,7 @@ class CapturedStep(EagerStep):
         if self.graphs or self.failure:
             return
         with side_stream():
-            self._practise()
+            self.practise()
         pool = torch.cuda.graph_pool_handle()  # one for both: nothing in it is needed after a replay
         self._declare_capturable(True)
         try:
@@ -67,6 +67,7 @@ class CapturedStep(EagerStep):
         """One step; captured, it needs nothing from the host."""
         if self.failure:
             return super()._one()
+        self.mark("begin")
         self._train(self.loader.load())
         self.loader.state[2] += 1
 

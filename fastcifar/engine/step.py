@@ -66,8 +66,8 @@ class EagerStep:
     Args:
         scaler: scales the loss; see `fastcifar.engine.precision.gradient_scaler`. It must be of the model's device.
         average_gradients: called between backward and update; see `fastcifar.engine.distributed`.
-        mark: called at the end of every phase with its name: augment, forward, loss, backward, optimizer. With it a compiled
-            forward pass ends before the loss, which costs a fusion.
+        mark: called with "begin" before every step, and at the end of its phases with their names: "augment", "forward",
+            "loss", "backward", "optimizer". A compiled forward pass goes on into the loss without a "forward".
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class EagerStep:
         mark: Mark | None = None,
     ) -> None:
         self.backend = "compiled" if compiled else "eager"
-        self.average_gradients, self.mark = average_gradients, mark or (lambda phase: None)
+        self.average_gradients, self.mark = average_gradients, mark or _unmarked
         self.model, self.optimizer, self.loader = model, optimizer, loader
         self.lr = optimizer.param_groups[0]["lr"]
         device = self.lr.device
@@ -94,13 +94,13 @@ class EagerStep:
         """(1,) int64 on the device: the global step that is taken next."""
         self.losses = torch.full_like(self.lr_table, float("nan"))
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
-        forward = forward_loss(model, device, recipe, mark)
+        forward = forward_loss(model, device, recipe, _unmarked if compiled else self.mark)
         self.forward = torch.compile(forward, dynamic=False) if compiled else forward
         self.seek(0)
 
     def warm_up(self) -> None:
         if self.backend != "eager":
-            self._practise()
+            self.practise()
 
     def seek(self, step: int) -> None:
         self.position = step
@@ -122,6 +122,7 @@ class EagerStep:
             self.position += 1
 
     def _one(self) -> None:
+        self.mark("begin")
         self._train(self.loader.batch(self.position % len(self.loader)))
 
     def _train(self, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -142,7 +143,7 @@ class EagerStep:
         self.at += 1
         self.mark("optimizer")
 
-    def _practise(self) -> None:
+    def practise(self) -> None:
         """Take the next step a few times and undo it."""
         with undone(self._changed, self.lr.device):
             for _ in range(WARM_UP_STEPS):
@@ -174,21 +175,23 @@ def undone(changed: Callable[[], list[torch.Tensor]], device: torch.device) -> I
         torch.cuda.set_rng_state(random_state, device) if device.type == "cuda" else torch.set_rng_state(random_state)
 
 
+def _unmarked(phase: str) -> None:
+    """The mark of a step that nobody looks at."""
+
+
 def forward_loss(
-    model: nn.Module, device: torch.device, recipe: Recipe, mark: Mark | None = None
+    model: nn.Module, device: torch.device, recipe: Recipe, mark: Mark = _unmarked
 ) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """A function of (images, labels) that gives the mean cross entropy (float32) and the number predicted correctly.
 
     Labels are (B,) int64, or probabilities (B, K), of which the likeliest class counts as the correct one.
     """
     smoothing, precision = recipe.train.label_smoothing, recipe.train.precision
-    mark = mark and torch.compiler.disable(mark)
 
     def forward(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with autocast(device, precision):
             logits = model(images)
-        if mark:
-            mark("forward")
+        mark("forward")
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
         classes = labels if labels.dim() == 1 else labels.argmax(1)
         return loss, (logits.argmax(1) == classes).sum()

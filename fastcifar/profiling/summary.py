@@ -17,13 +17,14 @@ class Layer:
     Attributes:
         name: dotted path in the model.
         kind: class name.
-        output_shape: without the batch dimension.
+        input_shape, output_shape: without the batch dimension.
         parameters: of the module itself, not of those inside it.
         macs: multiply-accumulates for one image; counted for convolutions and linear layers.
     """
 
     name: str
     kind: str
+    input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     parameters: int
     macs: int
@@ -75,7 +76,8 @@ def _recorder(name: str, layers: list[Layer]):
     def record(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         parameters = sum(p.numel() for p in module.parameters(recurse=False))
         shape = tuple(output.shape[1:])
-        layers.append(Layer(name, type(module).__name__, shape, parameters, _macs(module, output)))
+        read = tuple(inputs[0].shape[1:])
+        layers.append(Layer(name, type(module).__name__, read, shape, parameters, _macs(module, output)))
 
     return record
 

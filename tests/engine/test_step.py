@@ -117,4 +117,4 @@ def test_a_mark_hears_of_every_phase_in_order(recipe, dataset):
     loader = ResidentLoader(dataset.train, recipe.augment, batch_size=16)
     step = steps.build(model, build_optimizer(model, recipe.optimizer), loader, recipe, mark=phases.append)
     step.run(2)
-    assert phases == ["augment", "forward", "loss", "backward", "optimizer"] * 2
+    assert phases == ["begin", "augment", "forward", "loss", "backward", "optimizer"] * 2

@@ -1,0 +1,237 @@
+"""Where the time of a training step goes: phases, kinds of work, idle gaps, ceilings, and what to do about it.
+
+The step's time is measured on its own, without profiler: it is the truth that everything else adds up to. A trace of
+torch.profiler then says how long each kernel (on a CPU: operator) worked and in which phase; the rest of the step is idle.
+A captured step is traced twice, since a graph's kernels are launched at once: replayed, and launched one by one, which gives
+the same kernels their phases.
+"""
+
+import resource
+import statistics
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity
+
+from fastcifar.config import Recipe
+from fastcifar.data.dataset import Dataset
+from fastcifar.engine.distributed import World
+from fastcifar.engine.engine import Engine
+from fastcifar.engine.environment import environment
+from fastcifar.engine.precision import PRECISIONS
+from fastcifar.engine.trainer import arithmetic_of
+from fastcifar.engine.transfer import Clock
+from fastcifar.files import replacing
+from fastcifar.models import build_model
+from fastcifar.models.padding import ALIGNED
+from fastcifar.profiling.bottleneck import bottleneck
+from fastcifar.profiling.roofline import FLOPS_PER_MAC, measure_ceilings
+from fastcifar.profiling.summary import Summary, summarize
+from fastcifar.profiling.trace import PHASES, Trace, Work, busy_seconds, mark, phases_by_order, read_trace
+
+ROUNDS = 7
+TOP = 10
+STEPS = {"cpu": 2, "cuda": 20}
+"""Steps in a round, and in the trace, unless asked otherwise."""
+
+
+def profile(
+    recipe: Recipe,
+    dataset: Dataset,
+    device: torch.device,
+    trace: Path,
+    *,
+    backend: str = "auto",
+    loader: str = "auto",
+    steps: int | None = None,
+) -> dict[str, Any]:
+    """Profile the training step of `recipe`; writes a Chrome trace (.json.gz, for Perfetto) to `trace`.
+
+    Args:
+        backend, loader: see `fastcifar.engine.engine.Engine`.
+        steps: in each of `ROUNDS` rounds, and in the trace.
+
+    Returns:
+        JSON values; seconds are of one step. "phases" and "idle" in it add up to "step_seconds", "groups" to the phases.
+    """
+    steps = steps or STEPS[device.type]
+    recipe = _long_enough(recipe, dataset, steps)
+    with arithmetic_of(recipe):
+        engine = Engine(recipe, dataset, World(device), backend=backend, loader=loader, mark=mark)
+        warm_up_s = engine.warm_up()
+        engine.model.train()
+        rounds, launch_s = _time_rounds(engine, steps)
+        traced = _trace_steps(engine, steps, trace)
+        ceilings = measure_ceilings(device, PRECISIONS[recipe.train.precision].compute)
+    step_s, height_width = statistics.median(rounds), dataset.manifest.image_shape
+    shape = (height_width[2], *recipe.augment.output_size(*height_width))
+    summary = summarize(build_model(engine.recipe.model), shape)
+    found = _account(traced, steps, step_s)
+    flops = FLOPS_PER_MAC * summary.macs * recipe.train.batch_size
+    moved = count_bytes(summary, recipe)
+    result = {
+        "recipe": recipe.name,
+        "batch_size": recipe.train.batch_size,
+        "precision": recipe.train.precision,
+        "step": engine.backend,
+        "step_reason": engine.why,
+        "augment": engine.loader.augment,
+        "loader": engine.loader_kind,
+        "warm_up_seconds": warm_up_s,
+        "step_seconds": step_s,
+        "rounds": rounds,
+        "launch_seconds": launch_s,
+        "images_per_s": recipe.train.batch_size / step_s,
+        **found,
+        "flops": flops,
+        "flops_per_s": flops / step_s,
+        "utilisation": flops / step_s / ceilings.flops_per_s,
+        "bytes": moved,
+        "bytes_per_s": moved["step"] / step_s,
+        "ceilings": asdict(ceilings),
+        "peak_bytes": _peak_bytes(device),
+        "environment": environment(device),
+    }
+    widths = engine.recipe.model.stem_channels, *engine.recipe.model.channels
+    result["bottleneck"] = bottleneck(
+        batch_size=recipe.train.batch_size,
+        device=device.type,
+        backend=engine.backend,
+        phases=found["phases"],
+        groups=found["groups"],
+        idle_in=found["idle_in"],
+        waits=found["waits"],
+        utilisation=result["utilisation"],
+        awkward_widths=not recipe.train.pad_widths and any(width % ALIGNED for width in widths),
+        precision=recipe.train.precision,
+    )
+    return result
+
+
+def _long_enough(recipe: Recipe, dataset: Dataset, steps: int) -> Recipe:
+    """The recipe with epochs for a round; a step costs the same in each."""
+    epochs = -(-steps * recipe.train.batch_size // max(1, len(dataset.train.labels))) + 2
+    epochs = max(recipe.train.epochs, epochs)
+    return replace(recipe, train=replace(recipe.train, epochs=epochs))
+
+
+def _time_rounds(engine: Engine, steps: int) -> tuple[list[float], float | None]:
+    """Seconds of a step in each round after a first that does not count, and on CUDA those in which the host gave it."""
+    clock, rounds, launches = Clock(engine.device), [], []
+    for _ in range(ROUNDS + 1):
+        engine.step.seek(0)
+        begun, host = clock.now(), time.perf_counter()
+        engine.step.run(steps)
+        launches.append((time.perf_counter() - host) / steps)
+        rounds.append(clock.seconds(begun, clock.now()) / steps)
+    return rounds[1:], statistics.median(launches[1:]) if engine.device.type == "cuda" else None
+
+
+def _trace_steps(engine: Engine, steps: int, path: Path) -> Trace:
+    """Trace `steps` steps into `path`; of a captured step, the kernels get their phases from uncaptured ones."""
+    engine.step.seek(0)
+    traced = _recorded(lambda: engine.step.run(steps), engine.device, path)
+    if engine.backend != "captured":
+        return traced
+    engine.step.seek(0)
+    with replacing(path.with_name(f"uncaptured-{path.name}")) as temporary:
+        body = _recorded(engine.step.practise, engine.device, temporary)
+    launched = [one for one in body.work if one.phase]
+    return replace(traced, work=tuple(phases_by_order(traced.work, launched)), waits=body.waits)
+
+
+def _recorded(run: Callable[[], None], device: torch.device, path: Path) -> Trace:
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    with torch.profiler.profile(activities=activities) as recording:
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    with replacing(path) as temporary:
+        recording.export_chrome_trace(str(temporary))
+        return read_trace(temporary)
+
+
+def _account(traced: Trace, steps: int, step_s: float) -> dict[str, Any]:
+    """Seconds of a step by phase, group and name.
+
+    On CUDA a kernel takes as long with the profiler as without it, and the rest of the step is idle. On a CPU the profiler
+    slows everything, so that shares of the traced steps are taken, and given in seconds of the untraced one.
+    """
+    work = [one for one in traced.work if one.phase]
+    busy = busy_seconds(work)
+    window = sum(traced.host_s.values()) if traced.on_cpu else max(busy, steps * step_s)
+    summed = sum(one.seconds for one in work)
+    # Where threads or streams work side by side, the seconds of each count for less than their own.
+    scale = busy / summed * step_s / window if work else 0.0
+    phases = dict.fromkeys(PHASES, 0.0)
+    groups: dict[str, float] = defaultdict(float)
+    names: dict[str, list[Work]] = defaultdict(list)
+    for one in work:
+        phases[one.phase] += one.seconds * scale
+        groups[one.group] += one.seconds * scale
+        names[one.name].append(one)
+    phases["idle"] = max(0.0, step_s - sum(phases.values()))
+    top = [
+        {
+            "name": name,
+            "group": Counter(one.group for one in ones).most_common(1)[0][0],
+            "calls": len(ones) / steps,
+            "seconds": sum(one.seconds for one in ones) * scale,
+        }
+        for name, ones in names.items()
+    ]
+    top.sort(key=lambda row: -row["seconds"])
+    waits = {name: count / steps for name, count in Counter(traced.waits).items()}
+    return {
+        "phases": phases,
+        "groups": dict(sorted(groups.items(), key=lambda item: -item[1])),
+        "top": top[:TOP],
+        "waits": waits,
+        "idle_in": _idle_in(traced, work),
+        "traced_seconds": (max(one.end for one in work) - min(one.begin for one in work)) / steps if work else 0.0,
+    }
+
+
+def _idle_in(traced: Trace, work: list[Work]) -> str:
+    """Where most of the idling lies: the phase in which the host took so much longer than the work, or "" between steps.
+
+    Of a graph's replays, which the host does not follow: the phase before whose work the device waited longest.
+    """
+    gaps: dict[str, float] = dict(traced.host_s)
+    for one in work if gaps else ():
+        gaps[one.phase] = gaps.get(one.phase, 0.0) - one.seconds
+    reached = work[0].begin if work else 0.0
+    for one in work if not traced.host_s else ():
+        gaps[one.phase] = gaps.get(one.phase, 0.0) + max(0.0, one.begin - reached)
+        reached = max(reached, one.end)
+    return max(gaps, key=gaps.__getitem__, default="")
+
+
+def count_bytes(summary: Summary, recipe: Recipe) -> dict[str, int]:
+    """Bytes that a step has to move if nothing is fused and nothing stays in a cache: counted, not measured.
+
+    "step": each layer's output is written and read forward, read again backward, where its gradient is written and read;
+    weights, gradients and momentum are moved eight times. "convolution": inputs, outputs and weights of the convolutions and
+    of the linear layer, once in each of three products.
+    """
+    batch, size = recipe.train.batch_size, PRECISIONS[recipe.train.precision].compute.itemsize
+    weight_size = PRECISIONS[recipe.train.precision].weights.itemsize
+    outputs = sum(torch.Size(layer.output_shape).numel() for layer in summary.layers)
+    products = [layer for layer in summary.layers if layer.macs]
+    moved = sum(
+        batch * (torch.Size(layer.input_shape).numel() + torch.Size(layer.output_shape).numel()) + layer.parameters
+        for layer in products
+    )
+    return {"step": 5 * batch * outputs * size + 8 * summary.parameters * weight_size, "convolution": 3 * moved * size}
+
+
+def _peak_bytes(device: torch.device) -> int:
+    """The most that was allocated on CUDA; on a CPU the most that the process held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

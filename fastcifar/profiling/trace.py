@@ -1,0 +1,194 @@
+"""What a trace of torch.profiler says: which work was done in which phase of a step, for how long, and when nothing was.
+
+*Work* is a kernel or a copy on CUDA, and an operator on a CPU, there without the operators that it calls. A phase ends at the
+mark of its name, a `user_annotation` that `mark` leaves in the trace; on CUDA it is the phase in which the host launched.
+"""
+
+import bisect
+import gzip
+import itertools
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch.profiler import record_function
+
+PREFIX = "fastcifar:"
+PHASES = "augment", "forward", "loss", "backward", "optimizer"
+GROUPS = {
+    "augmentation": "_augment_kernel|_erase",
+    "optimizer": "fused_(sgd|adam)|multi_tensor|FusedSgd|FusedAdam|FusedOptimizer",
+    "normalisation": "batch_?norm|bn_(fw|bw)|welford|var_mean",
+    "convolution and matrix product": (
+        "conv|gemm|wgrad|dgrad|fprop|xmma|cutlass|cudnn.*(nhwc|nchw)|nvjet|implicit|aten::(add|b)?mm|aten::linear|triton_tem"
+    ),
+    "copies": "memcpy|memset|copy|clone|_to_copy|contiguous|cat(array)?|fill_|zero_|nchwToNhwc|nhwcToNchw",
+    "elementwise and reductions": "",
+}
+"""Group -> what its names contain; the first that does is taken, and the last takes the rest."""
+SYNCHRONISING = re.compile(r"cuda(Device|Stream|Event)Synchronize|aten::_local_scalar_dense|aten::nonzero")
+
+
+@dataclass(frozen=True)
+class Work:
+    """A kernel, a copy or an operator.
+
+    Attributes:
+        begin, end: seconds, on the trace's clock.
+        seconds: of its own, without what it calls.
+        phase: of PHASES; "" outside of a step.
+        group: of GROUPS.
+    """
+
+    name: str
+    begin: float
+    end: float
+    seconds: float
+    phase: str
+    group: str
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A trace as it was read.
+
+    Attributes:
+        work: in the order in which it began.
+        waits: names of what made the host wait for the device within the steps, one entry a wait.
+        on_cpu: the work is operators.
+        host_s: seconds of the host in each phase, and under "" those between two steps, all steps together; {} without marks.
+    """
+
+    work: tuple[Work, ...]
+    waits: tuple[str, ...]
+    on_cpu: bool
+    host_s: dict[str, float]
+
+
+def mark(phase: str) -> None:
+    """Leave the end of a phase in the trace; for `fastcifar.engine.step.EagerStep`."""
+    with record_function(PREFIX + phase):
+        pass
+
+
+def read_trace(path: Path) -> Trace:
+    """Read a Chrome trace that torch.profiler exported, compressed or not."""
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return parse([event for event in json.loads(content)["traceEvents"] if event.get("ph") == "X"])
+
+
+def parse(events: Sequence[dict[str, Any]]) -> Trace:
+    """What the complete events ("ph": "X") of a trace say."""
+    marks = sorted(
+        (event["ts"] / 1e6, event["name"].removeprefix(PREFIX))
+        for event in events
+        if event.get("cat") == "user_annotation" and event["name"].startswith(PREFIX)
+    )
+    phase_of = _Phases(marks)
+    device = [event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
+    work = _on_device(events, device, phase_of) if device else _on_cpu(events, phase_of)
+    waits = [
+        event["name"]
+        for event in events
+        if event.get("cat") in ("cuda_runtime", "cpu_op")
+        and SYNCHRONISING.match(event["name"])
+        and phase_of(event["ts"] / 1e6)
+    ]
+    host_s: dict[str, float] = {}
+    for (begin, _), (end, name) in itertools.pairwise(marks):
+        phase = "" if name == "begin" else name
+        host_s[phase] = host_s.get(phase, 0.0) + end - begin
+    return Trace(tuple(sorted(work, key=lambda one: one.begin)), tuple(waits), not device, host_s)
+
+
+class _Phases:
+    """The phase of a moment: that of the first mark after it; none before a "begin"."""
+
+    def __init__(self, marks: Sequence[tuple[float, str]]) -> None:
+        self.times, self.names = [time for time, _ in marks], [name for _, name in marks]
+
+    def __call__(self, moment: float) -> str:
+        index = bisect.bisect_left(self.times, moment)
+        name = self.names[index] if index < len(self.names) else ""
+        return "" if name == "begin" else name
+
+
+def group_of(name: str, phase: str) -> str:
+    """The group of a kernel or operator; all of the augmentation's and the optimizer's phase is theirs."""
+    if phase in ("augment", "optimizer") and not name.startswith("Mem"):
+        return {"augment": "augmentation", "optimizer": "optimizer"}[phase]
+    return next(group for group, pattern in GROUPS.items() if re.search(pattern, name, re.IGNORECASE))
+
+
+def _on_device(events: Iterable[dict[str, Any]], device: Iterable[dict[str, Any]], phase_of: _Phases) -> list[Work]:
+    launched = {
+        event["args"]["correlation"]: event["ts"] / 1e6
+        for event in events
+        if event.get("cat") in ("cuda_runtime", "cuda_driver") and "correlation" in event.get("args", {})
+    }
+    work = []
+    for event in device:
+        begin = event["ts"] / 1e6
+        phase = phase_of(launched.get(event.get("args", {}).get("correlation"), begin))
+        seconds = event["dur"] / 1e6
+        work.append(Work(event["name"], begin, begin + seconds, seconds, phase, group_of(event["name"], phase)))
+    return work
+
+
+def _on_cpu(events: Iterable[dict[str, Any]], phase_of: _Phases) -> list[Work]:
+    """Operators, each without those inside it; they are properly nested in a thread."""
+    threads: dict[Any, list[dict[str, Any]]] = {}
+    for event in events:
+        if event.get("cat") == "cpu_op":
+            threads.setdefault(event["tid"], []).append(event)
+    work = []
+    for operators in threads.values():
+        operators.sort(key=lambda event: (event["ts"], -event["dur"]))
+        own = [event["dur"] for event in operators]
+        stack: list[int] = []
+        for index, event in enumerate(operators):
+            while stack and operators[stack[-1]]["ts"] + operators[stack[-1]]["dur"] <= event["ts"]:
+                stack.pop()
+            if stack:
+                own[stack[-1]] -= event["dur"]
+            stack.append(index)
+        for event, duration in zip(operators, own, strict=True):
+            begin = event["ts"] / 1e6
+            phase = phase_of(begin)
+            group = group_of(event["name"], phase)
+            work.append(Work(event["name"], begin, begin + event["dur"] / 1e6, max(0.0, duration) / 1e6, phase, group))
+    return work
+
+
+def phases_by_order(replayed: Sequence[Work], body: Sequence[Work]) -> list[Work]:
+    """Give kernels that a graph replayed, which the host did not launch one by one, the phases of the same ones launched so.
+
+    Args:
+        replayed: of whole steps, in order.
+        body: of whole steps, in order, with phases.
+
+    Returns:
+        `replayed` with phases, by position where both have the same kernels, else by name.
+    """
+    known: dict[str, str] = {}
+    for one in body:
+        known.setdefault(one.name, one.phase)
+    cycle = [one for one in body if one.phase]
+    same = bool(cycle) and len(replayed) % len(cycle) == 0
+    same = same and all(one.name == cycle[index % len(cycle)].name for index, one in enumerate(replayed))
+    phases = [cycle[index % len(cycle)].phase if same else known.get(one.name, "") for index, one in enumerate(replayed)]
+    return [replace(one, phase=phase, group=group_of(one.name, phase)) for one, phase in zip(replayed, phases, strict=True)]
+
+
+def busy_seconds(work: Iterable[Work]) -> float:
+    """Seconds in which at least one of them ran."""
+    total = reached = 0.0
+    for one in sorted(work, key=lambda one: one.begin):
+        begin = max(one.begin, reached)
+        if one.end > begin:
+            total += one.end - begin
+            reached = one.end
+    return total

@@ -1,0 +1,97 @@
+"""A profile's figures: against FLOP counted by hand, and with delays planted in the step."""
+
+import dataclasses
+import json
+import time
+
+import pytest
+import torch
+
+from fastcifar.data.resident import ResidentLoader
+from fastcifar.profiling import profile as profiling
+from fastcifar.profiling.profile import profile
+from fastcifar.profiling.roofline import Ceilings
+from fastcifar.report.profile import plot_roofline, print_profile
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+BACKENDS = [
+    ("cpu", "eager"),
+    *(pytest.param("cuda", name, marks=pytest.mark.gpu) for name in ("eager", "compiled", "captured")),
+]
+
+
+@pytest.fixture
+def ceilings(monkeypatch):
+    """Known ones, and no time spent on them."""
+    known = Ceilings(flops_per_s=1e12, bytes_per_s=1e11)
+    monkeypatch.setattr(profiling, "measure_ceilings", lambda device, dtype: known)
+    return known
+
+
+def count_flops(recipe):
+    """Of a training step, 6 for each multiply-accumulate: 16 x 16 images, 3x3 convolutions; see the recipe of these tests."""
+    first = 16 * 16 * 9 * (3 * 4 + 4 * 4 + 4 * 4)
+    second = 8 * 8 * (9 * (4 * 8 + 8 * 8) + 4 * 8)
+    return 6 * recipe.train.batch_size * (first + second + 8 * 3)
+
+
+def run(recipe, dataset, tmp_path, device="cpu", backend="auto", steps=3):
+    return profile(recipe, dataset, torch.device(device), tmp_path / "trace.json.gz", backend=backend, steps=steps)
+
+
+@pytest.mark.parametrize("pad", [0, 8])
+def test_the_utilisation_is_that_of_the_models_own_flops(recipe, dataset, tmp_path, ceilings, pad):
+    """Not of the padding's."""
+    recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, pad_widths=pad))
+    found = run(recipe, dataset, tmp_path)
+    assert found["flops"] == count_flops(recipe)
+    assert found["utilisation"] == pytest.approx(found["flops"] / found["step_seconds"] / ceilings.flops_per_s)
+    assert found["step_seconds"] == sorted(found["rounds"])[3]
+
+
+@pytest.mark.parametrize(("device", "backend"), BACKENDS)
+def test_phases_and_gaps_add_up_to_the_step(recipe, dataset, tmp_path, ceilings, device, backend):
+    found = run(recipe, dataset, tmp_path, device, backend)
+    assert found["step"] == backend
+    assert sum(found["phases"].values()) == pytest.approx(found["step_seconds"], rel=0.05)
+    assert sum(found["groups"].values()) == pytest.approx(found["step_seconds"] - found["phases"]["idle"], rel=0.05)
+    assert all(found["phases"][phase] > 0 for phase in ("augment", "backward", "optimizer"))
+    assert found["groups"]["convolution and matrix product"] > 0
+    assert found["bottleneck"].startswith("You are")
+
+
+def test_a_planted_sleep_is_the_bottleneck(recipe, dataset, tmp_path, ceilings, monkeypatch):
+    batch = ResidentLoader.batch
+    monkeypatch.setattr(ResidentLoader, "batch", lambda loader, position: (time.sleep(0.1), batch(loader, position))[1])
+    found = run(recipe, dataset, tmp_path)
+    assert found["step_seconds"] > 0.1
+    assert found["phases"]["idle"] > 0.05
+    assert found["idle_in"] == "augment"
+    assert "host-bound" in found["bottleneck"]
+    assert "in augment" in found["bottleneck"]
+
+
+@pytest.mark.gpu
+def test_a_planted_synchronisation_is_the_bottleneck(recipe, dataset, tmp_path, monkeypatch):
+    load = ResidentLoader.load
+
+    def waiting(loader):
+        torch.cuda.synchronize()
+        time.sleep(0.02)
+        return load(loader)
+
+    monkeypatch.setattr(ResidentLoader, "load", waiting)
+    found = run(recipe, dataset, tmp_path, "cuda", "eager")
+    assert "host-bound" in found["bottleneck"]
+    assert "cudaDeviceSynchronize" in found["bottleneck"]
+
+
+def test_a_profile_is_printed_drawn_and_json(recipe, dataset, tmp_path, ceilings, capsys):
+    found = run(recipe, dataset, tmp_path)
+    print_profile(found)
+    printed = capsys.readouterr().out
+    for words in ("images/s", "backward", "idle", "model FLOP utilisation", found["bottleneck"]):
+        assert words in printed
+    plot_roofline(found, tmp_path / "roofline.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["roofline.png", "trace.json.gz"]
+    json.dumps(found, allow_nan=False)
