@@ -152,7 +152,7 @@ def train(
                 summary, go_on = result.summary, f"; go on with: fastcifar train --resume {result.run.root} --data {data}"
             else:
                 results, summary = train_runs(resolved, dataset, out, runs=runs, **how)
-                result, go_on = results[-1], f" in run {len(results)} of {runs}; those before it are finished"
+                result, go_on = results[-1], f" in run {len(results)} of {runs}; {len(results) - 1} finished"
     if world.leads and summary:
         _write(json, summary)
         if runs > 1:

@@ -1,6 +1,8 @@
 """Shared by all tests: a recipe and a data set so small that a training run takes a second, and who is skipped and why."""
 
 import os
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 
 from fastcifar.config import Recipe, load_recipe
 from fastcifar.data.dataset import Dataset, Manifest, Split
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS looks once, before the first deterministic test
 
 
 def pytest_collection_modifyitems(items):
@@ -19,6 +23,24 @@ def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in gpu_tests:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, PyTorch sees none"))
+
+
+@pytest.fixture
+def without_waiting():
+    """A context in which nothing may make the host wait for the device; of use on CUDA."""
+
+    @contextmanager
+    def context():
+        import torch
+
+        try:
+            with warnings.catch_warnings(action="ignore"):  # that this is a prototype
+                torch.cuda.set_sync_debug_mode("error")
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    return context
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from fastcifar.augment import batch
+from fastcifar.compiler import missing_compiler
 from fastcifar.errors import UserError
 
 VARIABLE = "FASTCIFAR_AUGMENT"
@@ -38,6 +39,8 @@ def _missing(device: torch.device) -> str:
     """What the kernels lack to run on `device`; "" where nothing is."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
+    if device.type == "cuda" and (compiler := missing_compiler()):
+        return f"Triton needs {compiler}"
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return "Triton kernels need CUDA"
     return ""

@@ -29,7 +29,6 @@ class CapturedStep(EagerStep):
     def __init__(self, *args: Any, **options: Any) -> None:
         self.graphs: dict[int, Callable[[], None]] = {}
         """Number of steps -> what takes them."""
-        self.failure = ""
         super().__init__(*args, compiled=True, **options)
         self.backend = "captured"
 
@@ -37,16 +36,15 @@ class CapturedStep(EagerStep):
         if self.graphs or self.failure:
             return
         with side_stream():
-            self.practise()
+            super().warm_up()
+        if self.failure:
+            return
         pool = torch.cuda.graph_pool_handle()  # one for both: nothing in it is needed after a replay
         self._declare_capturable(True)
         try:
             self.graphs = {n: capture(functools.partial(self._several, n), pool) for n in (STEPS_A_GRAPH, 1)}
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:  # PyTorch has many ways to say that something cannot be captured
-            self.backend, self.failure = "compiled", f"the step could not be captured: {' '.join(str(error).split())}"
-            self.optimizer.zero_grad(set_to_none=True)
+        except CaptureFailed as error:
+            self._fall_back("compiled", f"the step could not be captured: {error}")
             self._declare_capturable(False)
 
     def seek(self, step: int) -> None:
@@ -95,13 +93,36 @@ def side_stream() -> Iterator[None]:
     torch.cuda.current_stream().wait_stream(side)
 
 
+class CaptureFailed(Exception):
+    """Some work cannot be captured; the message says why."""
+
+
 def capture(work: Callable[[], None], pool: Any = None) -> Callable[[], None]:
     """Record `work`, which has run before, without running it; what comes back runs it on the device.
 
     Raises:
-        RuntimeError: it waits for the device, or does what else a CUDA graph cannot hold.
+        CaptureFailed: it waits for the device, or does what else a CUDA graph cannot hold.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):  # NCCL's watchdog is a thread of its own
-        work()
+    try:
+        # The outer context is for torch 2.11, which stays on the capture's stream when it fails.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, pool, capture_error_mode="thread_local"),  # NCCL's watchdog is a thread of its own
+        ):
+            work()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # PyTorch has many ways to say so; the first one is the cause
+        _free_generator()
+        cause = str(error.__context__ or error).strip().splitlines()
+        raise CaptureFailed(cause[0] if cause else type(error).__name__) from error
     return graph.replay
+
+
+def _free_generator() -> None:
+    """Give the default generator a new state: a capture that failed leaves the old one recording."""
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    state = generator.get_state()
+    generator.graphsafe_set_state(torch.Generator("cuda"))
+    generator.set_state(state)

@@ -97,15 +97,18 @@ def restore_model(checkpoint: Checkpoint, model: nn.Module, config: ModelConfig)
 
 
 def restore_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Load the checkpoint's optimizer state, keeping the learning-rate tensor that the schedule writes into."""
+    """Load the checkpoint's optimizer state, into the tensors that are there: a captured graph updates those and no others."""
     saved = checkpoint.section("optimizer")
     for name, parameter in model.named_parameters():
         prefix = f"{name}:"
         state = {key.removeprefix(prefix): tensor for key, tensor in saved.items() if key.startswith(prefix)}
         for key, real in state.items():
             tensor = padded(model, name, real)
-            restored = torch.empty_like(parameter) if tensor.shape == parameter.shape else torch.empty_like(tensor)
-            optimizer.state[parameter][key] = restored.to(parameter.device).copy_(tensor)
+            kept = optimizer.state[parameter]
+            if key not in kept:
+                like = parameter if tensor.shape == parameter.shape else tensor
+                kept[key] = torch.empty_like(like, device=parameter.device)
+            kept[key].copy_(tensor)
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

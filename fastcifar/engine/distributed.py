@@ -286,6 +286,10 @@ def _losing(group: Group | None = None) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or (
+            torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+        ):
+            raise
         who = f"rank {group.rank}" if group else "a rank"
         reason = " ".join(str(error).split())
         raise LostProcess(f"{who} lost the other processes of the run, one of them ended or hangs: {reason}") from error

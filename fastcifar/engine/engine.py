@@ -12,8 +12,8 @@ from fastcifar.data.streaming import choose_loader, open_loader
 from fastcifar.engine import step as steps
 from fastcifar.engine.caches import warm_start
 from fastcifar.engine.distributed import World, seed_rank, synchronise_batchnorm
-from fastcifar.engine.environment import environment
-from fastcifar.engine.evaluate import Evaluator, evaluation_loader, logits_of
+from fastcifar.engine.environment import device_name, environment
+from fastcifar.engine.evaluate import Evaluator, Logits, evaluation_loader, logits_of
 from fastcifar.engine.precision import gradient_scaler, reset_scaler, scaler_state, to_weights_dtype
 from fastcifar.models import build_model
 from fastcifar.models.padding import pad_widths
@@ -50,7 +50,7 @@ class Engine:
     ) -> None:
         self.recipe = recipe = recipe.with_classes(len(dataset.manifest.classes), dataset.manifest.image_shape[2])
         self.dataset, self.world, self.device = dataset, world, world.device
-        if self.device.index is not None:
+        if self.device.type == "cuda" and self.device.index is not None:
             torch.cuda.set_device(self.device)  # of streams, events and graphs
         self._asked_loader = loader
         self.loader_kind, self.loader_reason = self._choose_loader("train")
@@ -74,8 +74,7 @@ class Engine:
         self.scaler = gradient_scaler(self.device, recipe.train.precision)
         options = {"scaler": self.scaler, "average_gradients": world.gradients(self.model), "mark": mark}
         self.step = steps.build(self.model, self.optimizer, self.loader, recipe, self.backend, **options)
-        compiled = self.backend != "eager"
-        self._logits = logits_of(self.model, recipe.train.precision, recipe.evaluate.tta, compiled=compiled)
+        self._logits = self._build_logits()
         self._evaluators: dict[str, Evaluator | None] = {}
         self._warm = False
 
@@ -89,10 +88,11 @@ class Engine:
         begun, self._warm = time.perf_counter(), True
         with warm_start(self._compiled_for()):
             self.step.warm_up()
-            if self.step.backend != self.backend:
+            if self.step.failure:
                 self.backend, self.why = self.step.backend, self.step.failure
-            if validation := self.evaluator("val"):
-                validation.run()
+                self._logits = self._build_logits()
+            if scored := self.evaluator("val") or self.evaluator("test"):
+                scored.run()
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
         return time.perf_counter() - begun
@@ -111,11 +111,21 @@ class Engine:
         self.step.losses.fill_(float("nan"))
         self.step.seek(0)
 
+    def close(self) -> None:
+        """Give up graphs, which the end of NCCL waits for, and threads that read."""
+        if self.backend == "captured":
+            self.step.graphs.clear()
+        self._evaluators.clear()
+
     def evaluator(self, split: str) -> Evaluator | None:
         """What scores the model on "val" or "test"; None for a split that there is not."""
         if split not in self._evaluators:
             self._evaluators[split] = self._build_evaluator(split)
         return self._evaluators[split]
+
+    def _build_logits(self) -> Logits:
+        recipe, compiled = self.recipe, self.backend != "eager"
+        return logits_of(self.model, recipe.train.precision, recipe.evaluate.tta, compiled=compiled)
 
     def _build_evaluator(self, split: str) -> Evaluator | None:
         kind, _ = self._choose_loader(split)
@@ -160,6 +170,7 @@ class Engine:
         """What the compiled code depends on."""
         recipe = self.recipe
         shape = {"image_shape": self.dataset.manifest.image_shape, "processes": self.world.size, "step": self.backend}
+        shape |= {"device": [self.device.type, device_name(self.device)]}
         tables = {"model": recipe.model, "optimizer": recipe.optimizer, "train": recipe.train, "evaluate": recipe.evaluate}
         tables["train"] = dataclasses.replace(recipe.train, seed=0, epochs=1, log_every=1)
         return shape | {name: dataclasses.asdict(table) for name, table in tables.items()}

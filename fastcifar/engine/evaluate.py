@@ -16,14 +16,16 @@ from fastcifar.config import Recipe
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.shard import WHOLE, Shard
 from fastcifar.data.streaming import choose_loader, open_loader
-from fastcifar.engine.captured import capture, side_stream
+from fastcifar.engine.captured import CaptureFailed, capture, side_stream
 from fastcifar.engine.checkpoint import load_checkpoint, restore_model
 from fastcifar.engine.distributed import World
 from fastcifar.engine.precision import arithmetic, autocast, to_weights_dtype
+from fastcifar.engine.step import compile_alone
 from fastcifar.errors import UserError
 from fastcifar.models import build_model
 
-Loader = Iterable[tuple[torch.Tensor, torch.Tensor]]
+Scored = Iterable[tuple[torch.Tensor, torch.Tensor]]
+"""A loader that does not shuffle; for "captured" with `state` and `load`, see `ResidentLoader`."""
 Logits = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -87,7 +89,7 @@ class Evaluator:
         self,
         model: nn.Module,
         logits: Logits,
-        loader: Loader,
+        loader: Scored,
         num_classes: int,
         *,
         captured: bool = False,
@@ -98,18 +100,9 @@ class Evaluator:
         self.sums = torch.zeros(2 + num_classes**2, dtype=torch.float64, device=next(model.parameters()).device)
         self.replay: Callable[[], None] | None = None
 
-    def warm_up(self) -> None:
-        """Capture; `run` does it where it was not done."""
-        if not self.captured or self.replay:
-            return
-        with self._evaluating():
-            with side_stream():
-                self._one()
-            self.replay = capture(self._one)
-
     def run(self) -> None:
         """Score the split; returns before the device has finished."""
-        self.warm_up()
+        self._capture()
         self.sums.zero_()
         with self._evaluating():
             if self.replay:
@@ -122,6 +115,18 @@ class Evaluator:
         if self.world:
             self.world.sum(self.sums)
 
+    def _capture(self) -> None:
+        """Once; where it cannot be had, the pass is slower and the same."""
+        if not self.captured or self.replay:
+            return
+        with self._evaluating(), side_stream():
+            self._one()
+        try:
+            with self._evaluating():
+                self.replay = capture(self._one)
+        except CaptureFailed:
+            self.captured = False
+
     def score(self) -> Evaluation:
         """What the last `run` came to; waits for it."""
         return read_sums(self.sums.cpu())
@@ -130,9 +135,11 @@ class Evaluator:
     def _evaluating(self) -> Iterator[None]:
         was_training = self.model.training
         self.model.eval()
-        with torch.no_grad():
-            yield
-        self.model.train(was_training)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.model.train(was_training)
 
     def _one(self) -> None:
         """The batch whose number stands in the loader's state, with nothing from the host."""
@@ -170,12 +177,12 @@ def logits_of(model: nn.Module, precision: str, tta: str = "none", *, compiled: 
             plain = model(images).float()
             return (plain + model(images.flip(3)).float()) / 2 if tta == "flip" else plain
 
-    return torch.compile(logits, dynamic=False) if compiled else logits
+    return compile_alone(logits) if compiled else logits
 
 
 def evaluate(
     model: nn.Module,
-    loader: Loader,
+    loader: Scored,
     num_classes: int,
     *,
     precision: str = "bf16",
@@ -190,7 +197,7 @@ def evaluate(
 
 def evaluation_loader(
     dataset: Dataset, split: str, recipe: Recipe, device: torch.device, *, kind: str = "resident", shard: Shard = WHOLE
-) -> Loader | None:
+) -> Scored | None:
     """The loader that scores a split, or a part of it, as the recipe says; None for a split that there is not."""
     if getattr(dataset, split) is None:
         return None

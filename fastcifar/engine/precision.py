@@ -70,6 +70,12 @@ def scaler_state(scaler: torch.amp.GradScaler) -> dict[str, torch.Tensor]:
     return {"scale": scaler._scale, "growth": scaler._growth_tracker} if scaler.is_enabled() else {}
 
 
+def forget_gradients(scaler: torch.amp.GradScaler) -> None:
+    """Be ready for a new step though the last was left in the middle."""
+    if scaler.is_enabled():
+        scaler._per_optimizer_states.clear()
+
+
 def reset_scaler(scaler: torch.amp.GradScaler) -> None:
     """Set the scale back, in place, to that of a new scaler."""
     for tensor, begin in zip(scaler_state(scaler).values(), (INITIAL_SCALE, 0), strict=False):

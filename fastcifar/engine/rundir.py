@@ -1,6 +1,7 @@
 """The run directory: where a run's files lie, and how a run is found again."""
 
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,9 @@ def new_run(recipe: Recipe, out: Path | None) -> RunDirectory:
     begun = {run.recipe, run.environment, run.metrics, run.last.parent}
     if root.exists() and (not root.is_dir() or not set(root.iterdir()) <= begun):
         raise UserError(f"{root}: exists and is not empty; choose another --out")
+    nearest = next(parent for parent in (root.absolute(), *root.absolute().parents) if parent.exists())
+    if not os.access(nearest, os.W_OK):
+        raise UserError(f"{root}: no folder can be made there; choose another --out")
     return run
 
 

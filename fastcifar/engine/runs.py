@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from fastcifar.files import write_json
 from fastcifar.report.console import Reporter
 from fastcifar.report.statistics import interval
 
-MEASURED = "test_accuracy", "test_loss", "val_accuracy", "train_loss", "images_per_s", "train_seconds", "total_seconds"
+MEASURED = "test_accuracy", "test_loss", "val_accuracy", "train_loss", "images_per_s", "train_seconds"
 
 
 def train_runs(
@@ -38,30 +39,33 @@ def train_runs(
     runs came to, written anew after each. The other arguments are those of `fastcifar.engine.trainer.train`.
 
     Returns:
-        The results, the last of which is unfinished where `should_stop` ended it, and the contents of summary.json.
+        The results, the last of which is unfinished where `should_stop` ended it, and the contents of summary.json. All
+        results have one model, which is that of the last run.
 
     Raises:
         UserError: as `train` does.
     """
+    last = recipe.train.seed + runs - 1
+    recipe.with_seed(last)  # raises where there is no such seed
     started, results, summary = time.perf_counter(), [], {}
     reporter = reporter or Reporter(epochs=False)
-    with joined(device) as world, arithmetic_of(recipe), advised(recipe, dataset.manifest, world.device):
+    with joined(device) as world, arithmetic_of(recipe), advised(recipe, dataset.manifest, world):
         root = world.first(lambda: new_run(recipe, out).root)
-        engine = Engine(recipe, dataset, world, backend=backend, loader=loader)
-        for seed in range(recipe.train.seed, recipe.train.seed + runs):
-            if results:
-                engine.reset(seed)
-                started = time.perf_counter()
-            trainer = Trainer(engine, RunDirectory(root / f"seed-{seed}"), reporter, started=started, keep_weights=False)
-            trainer.warm_up()
-            if not results:
-                trainer.introduce()
-            results.append(trainer.fit(should_stop))
-            if not results[-1].finished:
-                break
-            summary = summarize([result.summary for result in results])
-            if world.leads:
-                write_json(root / "summary.json", summary)
+        with closing(Engine(recipe, dataset, world, backend=backend, loader=loader)) as engine:
+            for seed in range(recipe.train.seed, last + 1):
+                if results:
+                    started = time.perf_counter()
+                    engine.reset(seed)
+                trainer = Trainer(engine, RunDirectory(root / f"seed-{seed}"), reporter, started=started, keep_weights=False)
+                trainer.warm_up()
+                if not results:
+                    trainer.introduce()
+                results.append(trainer.fit(should_stop))
+                if not results[-1].finished:
+                    break
+                summary = summarize([result.summary for result in results])
+                if world.leads:
+                    write_json(root / "summary.json", summary)
     return results, summary
 
 

@@ -5,20 +5,18 @@ count of correct predictions) is on the device. The host only says how many step
 captured graph fits the same interface.
 """
 
-import os
-import shutil
-import sysconfig
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastcifar.compiler import missing_compiler
 from fastcifar.config import Recipe
-from fastcifar.engine.precision import autocast, gradient_scaler, scaler_state
+from fastcifar.engine.precision import autocast, forget_gradients, gradient_scaler, scaler_state
 from fastcifar.errors import UserError
 from fastcifar.optim.schedules import lr_table
 
@@ -31,8 +29,11 @@ Mark = Callable[[str], None]
 class Loader(Protocol):
     """What a step needs of a loader; see `fastcifar.data.resident.ResidentLoader`."""
 
+    state: torch.Tensor
+
     def __len__(self) -> int: ...
     def set_epoch(self, epoch: int) -> None: ...
+    def reseed(self, seed: int) -> None: ...
     def batch(self, position: int) -> tuple[torch.Tensor, torch.Tensor]: ...
     def load(self) -> tuple[torch.Tensor, torch.Tensor]: ...  # for "captured"
 
@@ -44,9 +45,11 @@ class Step(Protocol):
         backend: its name in BACKENDS.
         losses: (total steps,) float32 on the device; NaN where no step was taken yet.
         correct: () int64 on the device, correct predictions since the epoch began.
+        failure: why the back end is not the one that it was built as; "" where it is.
     """
 
     backend: str
+    failure: str
     losses: torch.Tensor
     correct: torch.Tensor
 
@@ -82,7 +85,7 @@ class EagerStep:
         average_gradients: Callable[[], None] | None = None,
         mark: Mark | None = None,
     ) -> None:
-        self.backend = "compiled" if compiled else "eager"
+        self.backend, self.failure = "compiled" if compiled else "eager", ""
         self.average_gradients, self.mark = average_gradients, mark or _unmarked
         self.model, self.optimizer, self.loader = model, optimizer, loader
         self.lr = optimizer.param_groups[0]["lr"]
@@ -94,13 +97,25 @@ class EagerStep:
         """(1,) int64 on the device: the global step that is taken next."""
         self.losses = torch.full_like(self.lr_table, float("nan"))
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
-        forward = forward_loss(model, device, recipe, _unmarked if compiled else self.mark)
-        self.forward = torch.compile(forward, dynamic=False) if compiled else forward
+        self.uncompiled = forward_loss(model, device, recipe, _unmarked if compiled else self.mark)
+        self.forward = compile_alone(self.uncompiled) if compiled else self.uncompiled
         self.seek(0)
 
     def warm_up(self) -> None:
-        if self.backend != "eager":
+        if self.backend == "eager":
+            return
+        try:
             self.practise()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # compilers fail in many ways; where the model is at fault, the eager step says so again
+            self._fall_back("eager", f"torch.compile failed: {_first_line(error)}")
+            self.forward = self.uncompiled
+
+    def _fall_back(self, backend: str, why: str) -> None:
+        self.backend, self.failure = backend, why
+        self.optimizer.zero_grad(set_to_none=True)
+        forget_gradients(self.scaler)
 
     def seek(self, step: int) -> None:
         self.position = step
@@ -145,7 +160,8 @@ class EagerStep:
 
     def practise(self) -> None:
         """Take the next step a few times and undo it."""
-        with undone(self._changed, self.lr.device):
+        with undone(self._changed, self.lr.device), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # torch 2.11 recommends them while it compiles
             for _ in range(WARM_UP_STEPS):
                 self.at.fill_(self.position)
                 self._one()
@@ -173,6 +189,20 @@ def undone(changed: Callable[[], list[torch.Tensor]], device: torch.device) -> I
             for tensor in changed():
                 tensor.copy_(before[id(tensor)]) if id(tensor) in before else tensor.zero_()
         torch.cuda.set_rng_state(random_state, device) if device.type == "cuda" else torch.set_rng_state(random_state)
+
+
+def compile_alone(function: Callable) -> Callable:
+    """torch.compile for static shapes.
+
+    It counts how often a code object is compiled and gives up, silently, after eight times. All functions that one `def`
+    makes share their code, so each gets a copy, or the ninth model of a process would run eagerly.
+    """
+    function.__code__ = function.__code__.replace()
+    return torch.compile(function, dynamic=False)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _unmarked(phase: str) -> None:
@@ -227,7 +257,7 @@ def choose_backend(asked: str, device: torch.device, *, streaming: bool = False)
         return "eager", "as asked"
     if asked == "auto" and device.type != "cuda":
         return "eager", "torch.compile is no gain on a CPU"
-    missing = _missing_compiler()
+    missing = missing_compiler()
     if missing:
         return "eager", f"torch.compile needs {missing}"
     if asked == "compiled":
@@ -237,13 +267,3 @@ def choose_backend(asked: str, device: torch.device, *, streaming: bool = False)
     if streaming:
         return "compiled", "streamed batches come from the host, which a CUDA graph cannot wait for"
     return "captured", "as asked" if asked == "captured" else "the fewest launches"
-
-
-def _missing_compiler() -> str:
-    """What torch.compile would look for in vain: it and Triton build small C and C++ libraries. "" where it is all there."""
-    if not any(shutil.which(name) for name in (os.environ.get("CC") or "cc", "gcc", "clang")):
-        return "a C compiler, and none is installed (Debian: build-essential)"
-    header = Path(sysconfig.get_path("include")) / "Python.h"
-    if not header.is_file():
-        return f"{header}, which is not installed (Debian: python3-dev)"
-    return ""

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,6 +13,7 @@ from rich.console import Console
 
 from fastcifar.config import Recipe, dump_recipe
 from fastcifar.data.dataset import Dataset
+from fastcifar.engine.captured import STEPS_A_GRAPH
 from fastcifar.engine.checkpoint import (
     checkpoint_tensors,
     load_checkpoint,
@@ -85,15 +86,15 @@ def train(
             loss is not finite.
     """
     started = time.perf_counter()
-    with joined(device) as world, arithmetic_of(recipe), advised(recipe, dataset.manifest, world.device):
+    with joined(device) as world, arithmetic_of(recipe), advised(recipe, dataset.manifest, world):
         run = resume or world.first(lambda: new_run(recipe, out))
-        engine = Engine(recipe, dataset, world, backend=backend, loader=loader)
-        trainer = Trainer(engine, run, reporter or Reporter(), started=started)
-        trainer.warm_up()
-        if resume:
-            trainer.resume()
-        trainer.introduce()
-        return trainer.fit(should_stop)
+        with closing(Engine(recipe, dataset, world, backend=backend, loader=loader)) as engine:
+            trainer = Trainer(engine, run, reporter or Reporter(), started=started)
+            trainer.warm_up()
+            if resume:
+                trainer.resume()
+            trainer.introduce()
+            return trainer.fit(should_stop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,7 +271,7 @@ class Trainer:
         begun, first = time.perf_counter(), self.position
         end = (self.position // self.length + 1) * self.length
         # On a CPU a step is over when it returns: report each. A GPU is given many at once and is not waited for.
-        portion = self.recipe.train.log_every if self.runs_ahead else 1
+        portion = -(-self.recipe.train.log_every // STEPS_A_GRAPH) * STEPS_A_GRAPH if self.runs_ahead else 1
         while self.position < end:
             if self.world.any(should_stop()):
                 return False
@@ -361,9 +362,10 @@ class Trainer:
 
         The same for the weights, which the last update may have spoilt though the loss before it was finite.
         """
-        bad = torch.nonzero(~torch.isfinite(self.losses[:end]))
+        bad = torch.nonzero(~torch.isfinite(self.losses[self.logged : end]))
         if len(bad):
-            self._diverged(f"the loss became {self.losses[bad[0]].item()}", int(bad[0]))
+            step = self.logged + int(bad[0])
+            self._diverged(f"the loss became {self.losses[step].item()}", step)
         if not math.isfinite(largest):
             self._diverged("the weights became infinite or NaN", end - 1)
 

@@ -37,6 +37,7 @@ class Transfer:
         self.device = device
         self.host = torch.empty(0)
         self.sizes: list[int] = []
+        self.arrived: torch.cuda.Event | None = None
 
     def send(self, parts: Sequence[torch.Tensor]) -> None:
         """Send tensors of the device, as float64: exact for float32 and for counts below 2**53."""

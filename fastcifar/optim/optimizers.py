@@ -40,6 +40,10 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     lr = torch.tensor(config.lr, dtype=torch.float32, device=parameters[0].device)
     shared = {"lr": lr, "weight_decay": config.weight_decay, "fused": True}
     if config.name == "sgd":
-        return torch.optim.SGD(parameters, momentum=config.momentum, nesterov=config.nesterov, **shared)
+        optimizer = torch.optim.SGD(parameters, momentum=config.momentum, nesterov=config.nesterov, **shared)
+        for parameter in parameters if config.momentum else ():
+            # PyTorch's would begin as whatever is in memory if fp16's first step overflows and is skipped.
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
     optimizer = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     return optimizer(parameters, betas=(config.momentum, 0.999), **shared)

@@ -93,7 +93,8 @@ def parse(events: Sequence[dict[str, Any]]) -> Trace:
     waits = [
         event["name"]
         for event in events
-        if event.get("cat") in ("cuda_runtime", "cpu_op")
+        if device  # a CPU waits for nobody
+        and event.get("cat") in ("cuda_runtime", "cpu_op")
         and SYNCHRONISING.match(event["name"])
         and phase_of(event["ts"] / 1e6)
     ]

@@ -61,6 +61,6 @@ def print_runs(summary: Mapping[str, Any]) -> None:
     console = plain_console()
     seeds = summary["seeds"]
     console.print(
-        f"{summary['recipe']} on {summary['dataset']}, {len(seeds)} runs, seeds {seeds[0]} to {seeds[-1]}", markup=False
+        f"{summary['recipe']} on {summary['dataset']}, {len(seeds)} finished, seeds {seeds[0]} to {seeds[-1]}", markup=False
     )
     console.print(table)

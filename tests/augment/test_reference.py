@@ -302,12 +302,9 @@ def test_the_device_does_not_matter(images):
 
 
 @pytest.mark.gpu
-def test_nothing_waits_for_the_device(images):
+def test_nothing_waits_for_the_device(images, without_waiting):
     policy = Policy((*SEED_POLICY, Cutout(4)))
     batch, index, epoch = nhwc(images()).cuda(), torch.arange(COUNT).cuda(), torch.tensor(3).cuda()
     augment(batch, index, epoch=epoch, seed=9, policy=policy)  # the first call copies constants
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with without_waiting():
         augment(batch, index, epoch=epoch, seed=9, policy=policy)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

@@ -455,12 +455,9 @@ def test_batches_on_cuda_are_the_resident_loaders_whoever_is_slow(tmp_path, shuf
 
 @needs_ffcv
 @pytest.mark.gpu
-def test_a_batch_on_cuda_waits_for_no_kernel(tmp_path):
+def test_a_batch_on_cuda_waits_for_no_kernel(tmp_path, without_waiting):
     streaming = StreamingLoader(write_split(tmp_path / "a.beton", 2000, 32, 32), POLICY, batch_size=32, device="cuda")
     streaming.batch(0)  # compiles
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with without_waiting():
         for position in range(1, len(streaming)):
             streaming.batch(position)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

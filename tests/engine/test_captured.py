@@ -9,6 +9,7 @@ import torch
 from fastcifar.data.resident import ResidentLoader
 from fastcifar.engine import captured, evaluate
 from fastcifar.engine import step as steps
+from fastcifar.engine.precision import arithmetic
 from fastcifar.models import build_model
 from fastcifar.optim.optimizers import build_optimizer
 
@@ -78,7 +79,7 @@ def test_seeking_before_and_after_the_capture_goes_to_that_step(recipe, dataset,
 
 def test_a_step_that_cannot_be_captured_goes_on_compiled_and_says_why(recipe, dataset, uncaptured, monkeypatch):
     def refuse(work, pool=None):
-        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+        raise captured.CaptureFailed("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(captured, "capture", refuse)
     _, eager = make_step(recipe, dataset, "eager")
@@ -117,14 +118,27 @@ def test_a_captured_evaluation_scores_as_a_plain_one(recipe, dataset, uncaptured
 
 
 @pytest.mark.gpu
+def test_a_capture_that_fails_on_a_gpu_leaves_dropout_and_the_step_working(recipe, dataset, monkeypatch):
+    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, dropout=0.5))
+    _, step = make_step(recipe, dataset, "captured", "cuda")
+    train = step._train
+    monkeypatch.setattr(step, "_train", lambda batch: (train(batch), step.correct.item()))
+    step.run(len(step.loader) + 2)
+    assert step.backend == "compiled"
+    assert "could not be captured" in step.failure
+    assert step.losses[: len(step.loader) + 2].isfinite().all()
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_captured_compiled_and_eager_agree_on_a_gpu(recipe, dataset, precision):
-    recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, precision=precision))
+    recipe = recipe.with_precision(precision)
     losses = {}
     for backend in ("eager", "compiled", "captured"):
-        _, step = make_step(recipe, dataset, backend, "cuda")
-        step.run(len(step.loader))
-        step.run(len(step.loader))
+        with arithmetic(precision):
+            _, step = make_step(recipe, dataset, backend, "cuda")
+            step.run(2 * len(step.loader))
+        assert step.backend == backend
         losses[backend] = step.losses.cpu()
     tolerance = 1e-3 if precision == "fp32" else 5e-2
     torch.testing.assert_close(losses["compiled"], losses["eager"], rtol=tolerance, atol=tolerance)
@@ -132,12 +146,9 @@ def test_captured_compiled_and_eager_agree_on_a_gpu(recipe, dataset, precision):
 
 
 @pytest.mark.gpu
-def test_a_replay_waits_for_nothing(recipe, dataset):
+def test_a_replay_waits_for_nothing(recipe, dataset, without_waiting):
     """Not even for the next epoch's order."""
     _, step = make_step(recipe, dataset, "captured", "cuda")
     step.run(1)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with without_waiting():
         step.run(len(step.loader) + 3)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

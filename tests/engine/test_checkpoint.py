@@ -80,3 +80,17 @@ def test_somebody_elses_safetensors_file_is_refused(tmp_path):
     save_file({"weight": torch.zeros(1)}, path)
     with pytest.raises(UserError, match="not a checkpoint of fastcifar"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_restoring_writes_into_the_optimizers_own_tensors(name, recipe, tmp_path):
+    """A captured graph updates those, wherever others may be."""
+    model, optimizer = trained(recipe, name)
+    save_checkpoint(tmp_path / "last.safetensors", checkpoint_tensors(model, optimizer), recipe.model)
+    again, optimizer_again = trained(recipe, name)
+    before = {id(tensor) for state in optimizer_again.state.values() for tensor in state.values()}
+    restore_optimizer(load_checkpoint(tmp_path / "last.safetensors"), again, optimizer_again)
+    assert {id(tensor) for state in optimizer_again.state.values() for tensor in state.values()} == before
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        for key, tensor in optimizer.state[one].items():
+            assert torch.equal(tensor, optimizer_again.state[other][key])

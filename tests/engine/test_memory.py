@@ -18,6 +18,10 @@ def test_the_largest_batch_fits_and_the_next_does_not(fixed, an_image):
     assert fixed + batch * an_image <= memory.USABLE * available < fixed + (batch + 8) * an_image
 
 
+def test_a_step_whose_memory_does_not_grow_is_no_division_by_zero():
+    assert memory.largest_batch(lambda images: 1000, 2000) > 0
+
+
 def test_where_not_even_the_model_fits_the_largest_batch_is_0():
     assert memory.largest_batch(lambda images: 1000 + images, 500) == 0
 
@@ -34,8 +38,8 @@ def test_running_out_of_memory_is_one_line_with_the_batch_that_fits(recipe, data
     monkeypatch.setattr(memory, "peak_bytes", lambda recipe, shape, device, batch: 2**20 * (100 + batch))
     with pytest.raises(UserError) as caught:
         train(recipe, dataset, tmp_path / "run", device="cpu")
-    expected = "cpu is out of memory at train.batch_size = 16; the largest that fits 1,024 MiB is about 816"
-    assert str(caught.value) == expected
+    expected = "cpu is out of memory at train.batch_size = 16, evaluate.batch_size = 32; 1,024 MiB are free, enough for a "
+    assert str(caught.value) == f"{expected}train.batch_size of about 816"
 
 
 @pytest.mark.gpu

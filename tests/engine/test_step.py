@@ -89,7 +89,7 @@ def test_an_unknown_back_end_is_refused():
 
 
 def test_without_a_compiler_nothing_is_compiled(monkeypatch):
-    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("fastcifar.compiler.shutil.which", lambda name: None)
     missing = "torch.compile needs a C compiler, and none is installed (Debian: build-essential)"
     for asked in ("auto", "captured", "compiled"):
         assert steps.choose_backend(asked, torch.device("cuda")) == ("eager", missing)
@@ -118,3 +118,37 @@ def test_a_mark_hears_of_every_phase_in_order(recipe, dataset):
     step = steps.build(model, build_optimizer(model, recipe.optimizer), loader, recipe, mark=phases.append)
     step.run(2)
     assert phases == ["begin", "augment", "forward", "loss", "backward", "optimizer"] * 2
+
+
+def test_what_cannot_be_compiled_is_trained_eagerly_and_says_why(recipe, dataset, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("no such\nbackend")
+
+    monkeypatch.setattr(steps, "compile_alone", lambda function: refuse)
+    _, eager = make_step(recipe, dataset)
+    _, step = make_step(recipe, dataset, "compiled")
+    step.warm_up()
+    for one in (eager, step):
+        one.run(4)
+    assert (step.backend, step.failure) == ("eager", "torch.compile failed: no such")
+    assert torch.equal(step.losses[:4], eager.losses[:4])
+
+
+def test_the_tenth_model_of_a_process_is_compiled_as_the_first(monkeypatch):
+    """Dynamo gives up on a code object that it has compiled eight times."""
+    compiled = []
+    compile_ = torch.compile
+    backend = lambda graph, inputs: (compiled.append(graph), graph.forward)[1]  # noqa: E731
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend=backend, **options))
+
+    def make(number):
+        model = torch.nn.Linear(2, 2)
+
+        def forward(x):
+            return model(x) + number
+
+        return steps.compile_alone(forward)
+
+    for number in range(10):
+        make(float(number))(torch.ones(1, 2))
+    assert len(compiled) == 10

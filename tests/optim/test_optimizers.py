@@ -39,3 +39,14 @@ def test_ten_steps_equal_torch_with_a_changing_learning_rate(name):
 def test_nesterov_without_momentum_is_refused():
     with pytest.raises(UserError, match="nesterov"):
         OptimizerConfig("sgd", momentum=0.0, nesterov=True)
+
+
+def test_a_first_step_that_is_skipped_leaves_no_momentum():
+    """As fp16's may be, whose gradients overflow."""
+    model = torch.nn.Linear(3, 2)
+    optimizer = build_optimizer(model, OptimizerConfig("sgd"))
+    scaler = torch.amp.GradScaler("cpu")
+    (scaler.scale(model(torch.ones(1, 3)).sum()) * float("inf")).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert all(not state["momentum_buffer"].any() for state in optimizer.state.values())

@@ -62,10 +62,10 @@ def test_phases_and_gaps_add_up_to_the_step(recipe, dataset, tmp_path, ceilings,
 
 def test_a_planted_sleep_is_the_bottleneck(recipe, dataset, tmp_path, ceilings, monkeypatch):
     batch = ResidentLoader.batch
-    monkeypatch.setattr(ResidentLoader, "batch", lambda loader, position: (time.sleep(0.1), batch(loader, position))[1])
-    found = run(recipe, dataset, tmp_path)
-    assert found["step_seconds"] > 0.1
-    assert found["phases"]["idle"] > 0.05
+    monkeypatch.setattr(ResidentLoader, "batch", lambda loader, position: (time.sleep(0.4), batch(loader, position))[1])
+    found = run(recipe, dataset, tmp_path, steps=1)
+    assert found["step_seconds"] > 0.4
+    assert found["phases"]["idle"] > 0.2
     assert found["idle_in"] == "augment"
     assert "host-bound" in found["bottleneck"]
     assert "in augment" in found["bottleneck"]

@@ -1,0 +1,16 @@
+"""Whether there is what torch.compile and Triton build their launchers with."""
+
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+
+def missing_compiler() -> str:
+    """What they would look for in vain, and how to get it; "" where it is all there."""
+    if not any(shutil.which(name) for name in (os.environ.get("CC") or "gcc", "gcc", "clang")):
+        return "a C compiler, and none is installed (Debian: build-essential)"
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.is_file():
+        return f"{header}, which is not installed (Debian: python3-dev)"
+    return ""
