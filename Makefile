@@ -15,8 +15,8 @@ lint: setup ## check style
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 
-bench: setup ## measure training against plain PyTorch
-	@.venv/bin/python -m pytest benchmarks --benchmark-only -q
+bench: setup ## measure everything beside its floor and its peers, some minutes on two cores; ARGS="..." goes to bench
+	@.venv/bin/python -m fastcifar bench $(ARGS)
 
 train: setup ## prepare CIFAR-10 and train: the seed recipe on a GPU, the cpu recipe without one; ARGS="..." goes to train
 	@scripts/train.sh $(ARGS)

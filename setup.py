@@ -30,6 +30,7 @@ setup(
     ],
     extras_require={
         "ffcv": ["ffcv>=1.0.2"],
+        "peers": ["kornia", "timm"],  # what `fastcifar bench` is held against, beside PyTorch, torchvision and FFCV
         "test": ["pytest", "pytest-cov", "pytest-benchmark", "hypothesis", "scipy"],
         "lint": ["ruff"],
     },

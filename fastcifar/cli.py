@@ -23,12 +23,12 @@ app = typer.Typer(
 )
 
 
-def _check_writable(path: Path | None) -> Path | None:
+def _check_writable(option: typer.CallbackParam, path: Path | None) -> Path | None:
     """Refuse, before the work is done, a file that could not be written after it."""
     if path:
         folder = next((parent for parent in path.absolute().parents if parent.exists()), path)
         if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise UserError(f"--json {path}: no file can be written there")
+            raise UserError(f"{option.opts[0]} {path}: no file can be written there")
     return path
 
 
@@ -287,6 +287,56 @@ def recipes(
     listed = {known: load_recipe(known).description for known in recipe_names()}
     print_recipes(listed)
     _write(json, listed)
+
+
+@app.command()
+def bench(
+    subjects: Annotated[
+        list[str], typer.Argument(metavar="[SUBJECT]...", help="prep, loader, augment, erasing, step, epoch, train, or all.")
+    ] = ["all"],  # noqa: B006
+    recipe: RecipeName = "seed",
+    set_: Overrides = [],  # noqa: B006
+    batch_size: Annotated[
+        list[int],
+        typer.Option(min=2, metavar="N", help="Give it several times for a sweep. Default: some that suit the device."),
+    ] = [],  # noqa: B006
+    device: Device = "auto",
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the bars: .png, .pdf or .svg.", callback=_check_writable)
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the tables as markdown.", callback=_check_writable)
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Measure how fast everything is: beside its floor, and beside every peer that is installed."""
+    import shlex
+
+    from fastcifar.bench import choose_subjects, run
+    from fastcifar.bench.plots import check_format, plot_bars
+    from fastcifar.bench.report import document, print_measurements, to_markdown, working
+    from fastcifar.config import load_recipe
+    from fastcifar.engine.environment import choose_device, device_name
+    from fastcifar.engine.precision import has_bf16
+    from fastcifar.files import write_text
+
+    chosen, loaded, where = choose_subjects(subjects), load_recipe(recipe, set_), choose_device(device)
+    if plot:
+        check_format("--plot", plot)
+    print(f"{where}: {device_name(where)}; all take turns, a ratio is the median of the ratios of rounds side by side\n")
+    if loaded.train.precision == "bf16" and not has_bf16(where):
+        print(f"{where} has no bf16 arithmetic: --set train.precision=fp32 will be faster\n")
+    rows = []
+    for subject in chosen:
+        with working() as progress:
+            measured = run([subject], where, loaded, batch_sizes=batch_size, progress=progress)
+        print_measurements(measured)
+        rows += measured
+    if plot:
+        plot_bars(rows, plot)
+    if markdown:
+        write_text(markdown, to_markdown(rows))
+    _write(json, document(rows, where, shlex.join(["fastcifar", *sys.argv[1:]])))
 
 
 def _write(path: Path | None, value: Any) -> None:

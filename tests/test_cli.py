@@ -46,7 +46,7 @@ finally:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("prep", "train", "eval", "info", "augment", "recipes"):
+    for command in ("prep", "train", "eval", "info", "augment", "recipes", "bench"):
         assert command in done.stdout
 
 
@@ -67,6 +67,21 @@ def test_augment_draws_a_picture_and_says_what_of(betons, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "2 images of synthetic, 3 draws each of the recipe seed" in done.stdout
     assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_prints_a_table_and_writes_it_as_json_markdown_and_picture(tmp_path):
+    files = {name: tmp_path / f"bench.{name}" for name in ("json", "md", "png")}
+    options = ["--json", files["json"], "--markdown", files["md"], "--plot", files["png"]]
+    done = fastcifar("bench", "erasing", "--batch-size", 4096, "--device", "cpu", *options)
+    assert done.returncode == 0, done.stderr
+    content = json.loads(files["json"].read_text())
+    assert {row["subject"] for row in content["measurements"]} == {"erasing"}
+    assert content["command"].startswith("fastcifar bench erasing --batch-size 4096")
+    ours = content["measurements"][0]
+    for shown in (done.stdout, files["md"].read_text()):
+        assert f"{ours['median']:,.0f}" in shown
+        assert f"{ours['share_of_floor']:.2%}" in shown
+    assert files["png"].read_bytes().startswith(b"\x89PNG")
 
 
 def test_train_then_eval_from_prep_to_confusion_matrix(betons, tmp_path):
@@ -116,6 +131,10 @@ def test_ctrl_c_ends_with_a_checkpoint_and_resume_goes_on(betons, tmp_path):
     ("arguments", "words"),
     [
         (["train", "--recipe", "sed"], "did you mean 'seed'"),
+        (["bench", "augmnet"], "did you mean 'augment'"),
+        (["bench", "erasing", "--plot", "bars.txt"], "--plot bars.txt: must end in one of"),
+        (["bench", "erasing", "--markdown", "/"], "--markdown /: no file can be written there"),
+        (["bench", "step", "--batch-size", "1"], "--batch-size"),
         (["train", "--set", "optimizer.rl=1"], "unknown key optimizer.rl"),
         (["train", "--data", "nowhere"], "fastcifar prep"),
         (["train", "--frobnicate"], "--frobnicate"),

@@ -1,0 +1,93 @@
+"""The results of gpu_suite.py in markdown, and their place in README.md."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastcifar.bench.report import read_document, to_markdown
+from fastcifar.bench.scaling import Point, plot_scaling, scaling_table
+from fastcifar.files import write_text
+
+BEGIN, END = "<!-- measured on a GPU: begin -->", "<!-- measured on a GPU: end -->"
+
+
+def write_tables(results: Mapping[str, Any], path: Path) -> None:
+    """Write the tables, and beside them the picture of the scaling, where it was measured."""
+    write_text(path, tables(results))
+    piece = results["pieces"].get("scaling", {})
+    if "result" in piece:
+        title = f"the seed recipe on {results['environment']['device']}"
+        plot_scaling(_points(piece["result"]), path.with_name(f"{path.stem}-scaling.png"), title)
+
+
+def tables(results: Mapping[str, Any]) -> str:
+    """The results in markdown."""
+    env = results["environment"]
+    versions = f"{env['device']}, torch {env['torch']}, CUDA {env['cuda']}, Python {env['python']}"
+    lines = [f"{versions}, {results['date']}; `{results['command']}`", ""]
+    done = {name: piece["result"] for name, piece in results["pieces"].items() if "result" in piece}
+    for name, piece in results["pieces"].items():
+        if "failed" in piece:
+            lines += [f"{name}: not measured ({piece['failed'].splitlines()[-1]})", ""]
+    if "tests" in done:
+        lines += [f"Tests marked gpu: {done['tests']['summary'].strip('= ')}", ""]
+    if "training" in done:
+        lines += [_training_table(done["training"]), ""]
+    for name, summary in done.get("accuracy", {}).items():
+        lines += [_accuracy_line(name, summary), ""]
+    if "start" in done:
+        parts = (f"{name} {part['first_step_s']:.1f} s" for name, part in done["start"].items())
+        lines += [f"From the start of the process to the first step of the seed recipe: {', '.join(parts)}", ""]
+    for name in ("epoch", "train", "step", "kernels", "prep"):
+        if name in done:
+            lines += [to_markdown(read_document(done[name])), ""]
+    if "scaling" in done:
+        lines += ["### scaling", "", scaling_table(_points(done["scaling"]), done["scaling"]["streaming_begins"]), ""]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
+
+
+def _points(scaling: Mapping[str, Any]) -> list[Point]:
+    names = [field.name for field in dataclasses.fields(Point)]
+    return [Point(**{name: row[name] for name in names}) for row in scaling["points"]]
+
+
+def _training_table(found: Mapping[str, Any]) -> str:
+    floor = found["floor"]
+    lines = [
+        "### the seed recipe, one run each",
+        "",
+        "| | training | validation | warm-up | total | images/s | TFLOP/s | of the floor | validation accuracy |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, row in found["rows"].items():
+        seconds = row["train_seconds"]
+        how = name if row["step"] in name else f"{name} ({row['step']}: {row['step_reason']})"
+        cells = [f"{row[f'{part}_seconds']:.2f} s" for part in ("train", "evaluate", "warm_up", "total")]
+        cells += [f"{row['images_per_s']:,.0f}", f"{floor['flop'] / seconds / 1e12:.1f}", f"{floor['seconds'] / seconds:.1%}"]
+        lines.append(f"| {how} | {' | '.join(cells)} | {row['val_accuracy']:.2%} |")
+    rate = f"{floor['flop'] / 1e15:.3g} PFLOP at {floor['flops_per_s'] / 1e12:.0f} TFLOP/s, measured in the same run"
+    return "\n".join([*lines, "", f"The floor is {floor['seconds']:.3g} s: {rate}."])
+
+
+def _accuracy_line(name: str, summary: Mapping[str, Any]) -> str:
+    def spread(key: str, style: str) -> str:
+        measure = summary.get(key)
+        if measure is None:
+            return "not measured"
+        return f"{measure['mean']:{style}} ± {measure['half_width']:{style}}"
+
+    validation, test = spread("val_accuracy", ".2%"), spread("test_accuracy", ".2%")
+    return (
+        f"The recipe {name}, {summary['runs']} runs on {summary['dataset']} (mean ± 95 % interval): validation accuracy "
+        f"{validation}, test accuracy {test}, training {spread('train_seconds', '.2f')} s"
+    )
+
+
+def copy_to_readme(results: Path, readme: Path) -> None:
+    """Replace what stands between the two marks of a README by the tables of a results file."""
+    before, _, rest = readme.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    write_text(readme, f"{before}{BEGIN}\n{tables(json.loads(results.read_text()))}{END}{after}")

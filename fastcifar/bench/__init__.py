@@ -1,0 +1,16 @@
+"""How fast everything is, beside its peers: what `fastcifar bench` and the suites in benchmarks/ share.
+
+    from fastcifar.bench import run
+
+    rows = run(["augment", "step"], torch.device("cpu"), fc.load_recipe("seed"))
+    rows[0].median, rows[0].unit, rows[0].share_of_floor
+
+A *subject* (augment) has *cases* (the seed recipe's policy at batch 512), and a case has *contestants* (fastcifar, kornia),
+which take turns: see `race`. Every contestant gives one `Measurement`.
+"""
+
+from fastcifar.bench.measurement import Measurement
+from fastcifar.bench.setting import TINY, Size
+from fastcifar.bench.subjects import SUBJECTS, choose_subjects, make_cases, measure, run
+
+__all__ = ["SUBJECTS", "TINY", "Measurement", "Size", "choose_subjects", "make_cases", "measure", "run"]

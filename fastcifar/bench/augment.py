@@ -1,0 +1,115 @@
+"""augment: how fast is a policy, against torchvision and kornia?
+
+"fastcifar" is the loader's own path: batches by random indices into a resident data set. torchvision's v2 and kornia are given
+batches that are gathered already. On CUDA "fastcifar captured" replays a CUDA graph of it, which is the device's time alone,
+and the pixels that it reads fill the L2 cache several times over. On the CPU torchvision's PIL pipeline runs in a process for
+each core. "basic" is crop, flip, normalisation and erasing.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fastcifar.augment import policy as p
+from fastcifar.augment.policy import Policy
+from fastcifar.bench import peers
+from fastcifar.bench.floors import policy_floor
+from fastcifar.bench.race import Case, Contestant, Work
+from fastcifar.bench.setting import PIXELS, Setting, random_split, whole
+from fastcifar.bench.timing import REPLAYS, captured, past_the_cache
+from fastcifar.data.resident import ResidentLoader
+
+
+def cases(setting: Setting) -> list[Case]:
+    """Each policy at each batch size."""
+    crop, flip, normalize = p.RandomCrop(32, padding=4), p.RandomHorizontalFlip(), p.Normalize(0.5, 0.5)
+    basic = Policy((crop, flip, normalize, p.RandomErasing(p=0.5, scale=(0.02, 0.2))), setting.recipe.augment.dtype)
+    policies = {f"{setting.recipe.name} policy": setting.recipe.augment, "basic policy": basic}
+    return [_case(setting, name, policy, batch) for name, policy in policies.items() for batch in setting.batches]
+
+
+def _case(setting: Setting, name: str, policy: Policy, batch: int) -> Case:
+    device, size = setting.device, setting.size
+    count, slow = max(past_the_cache(batch * PIXELS, device), whole(size.images, batch)), whole(size.slow_images, batch)
+    contestants = [
+        Contestant("fastcifar", functools.partial(ours, policy, batch, count, device), ours=True),
+        Contestant("torchvision v2", functools.partial(v2, policy, batch, slow, device)),
+        Contestant("kornia", functools.partial(kornia, policy, batch, slow, device)),
+    ]
+    if device.type == "cuda":
+        contestants.insert(1, Contestant("fastcifar captured", functools.partial(graph, policy, batch, count, device), True))
+    else:
+        contestants.append(Contestant("torchvision PIL", functools.partial(pil, policy, size.slow_images)))
+    return Case(
+        subject="augment",
+        name=name,
+        batch_size=batch,
+        unit="images/s",
+        device=device,
+        floor=lambda: policy_floor(policy, device),
+        contestants=tuple(contestants),
+        rounds=size.rounds,
+    )
+
+
+@contextmanager
+def ours(policy: Policy, batch: int, count: int, device: torch.device) -> Iterator[Work]:
+    loader, run = _loader(policy, batch, count, device)
+    yield Work(run, count * batch, note=lambda: f"{loader.augment} augmentation")
+
+
+@contextmanager
+def graph(policy: Policy, batch: int, count: int, device: torch.device) -> Iterator[Work]:
+    _, run = _loader(policy, batch, count, device)
+    yield Work(captured(run), REPLAYS * count * batch)
+
+
+def _loader(
+    policy: Policy, batch: int, count: int, device: torch.device
+) -> tuple[ResidentLoader, Callable[[], list[torch.Tensor]]]:
+    """A loader of `count` batches, and what makes all of them; they are kept, as memory given back is still in the cache."""
+    loader = ResidentLoader(random_split(count * batch), policy, batch_size=batch, device=device)
+    return loader, lambda: [loader.batch(position)[0] for position in range(count)]
+
+
+@contextmanager
+def v2(policy: Policy, batch: int, count: int, device: torch.device) -> Iterator[Work]:
+    yield _batched(peers.v2_policy(policy), batch, count, device, note=peers.ONE_DRAW)
+
+
+@contextmanager
+def kornia(policy: Policy, batch: int, count: int, device: torch.device) -> Iterator[Work]:
+    yield _batched(peers.kornia_policy(policy), batch, count, device)
+
+
+def _batched(apply: peers.Batches, batch: int, count: int, device: torch.device, note: str = "") -> Work:
+    """A peer that is given batches (B, 3, H, W) uint8 in channels-last memory on the device."""
+    images = torch.from_numpy(random_split(count * batch).images).to(device)
+    batches = images.permute(0, 3, 1, 2).split(batch)
+    return Work(lambda: [apply(part) for part in batches], count * batch, note=lambda: note)
+
+
+@contextmanager
+def pil(policy: Policy, count: int) -> Iterator[Work]:
+    share = -(-count // peers.CORES)
+    peers.pil_policy(policy)  # says here what it cannot do, and not in a process that would be started again and again
+    with peers.workers().Pool(peers.CORES, _start_worker, [policy]) as pool:
+        shares = [share] * peers.CORES
+        run = functools.partial(pool.map, _work, shares, chunksize=1)
+        yield Work(run, sum(shares), note=lambda: f"{peers.CORES} processes")
+
+
+def _start_worker(policy: Policy) -> None:
+    global pipeline, pictures
+    torch.set_num_threads(1)
+    pipeline = peers.pil_policy(policy)
+    pictures = [Image.fromarray(np.ascontiguousarray(pixels)) for pixels in random_split(500).images]
+
+
+def _work(count: int) -> None:
+    for number in range(count):
+        pipeline(pictures[number % len(pictures)])

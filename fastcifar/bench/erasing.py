@@ -1,0 +1,153 @@
+"""erasing: how fast is random erasing, against torchvision, kornia and timm?
+
+p = 0.5 and otherwise each library's arguments by default. "copy" leaves its input alone, "in place" writes to the boxes only,
+"uint8" normalises as well. Batches are in channels-last memory; those that are not uint8 are float32 on a CPU and bfloat16 on
+CUDA, where ours fill the L2 cache several times over. "fastcifar captured" replays a CUDA graph, which is the device's time
+alone; the peers draw on the host, so a graph would repeat their boxes. torchvision's v2 draws one box for a whole batch; on
+the CPU its module is given image by image too.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torchvision.transforms
+from torchvision.transforms import v2
+
+from fastcifar.augment import policy as p
+from fastcifar.augment.erasing import RandomErasing, draw_boxes
+from fastcifar.augment.policy import Policy
+from fastcifar.bench import peers
+from fastcifar.bench.floors import Floor, copy_floor, policy_floor
+from fastcifar.bench.race import Case, Contestant, Work
+from fastcifar.bench.setting import PIXELS, SHAPE, Setting, random_split, whole
+from fastcifar.bench.timing import REPLAYS, captured, past_the_cache
+
+SCALE, RATIO = (0.02, 0.33), (0.3, 3.3)
+"""torchvision's bounds of a box, the default of all."""
+
+Build = Callable[[], peers.Batches]
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way to use random erasing.
+
+    Attributes:
+        given: dtype of the batches.
+        ours, theirs: make the modules; theirs by the name of the peer.
+        floor: see `Case`.
+    """
+
+    name: str
+    given: torch.dtype
+    ours: Build
+    theirs: dict[str, Build]
+    floor: Callable[[], Floor]
+
+
+def cases(setting: Setting) -> list[Case]:
+    """Each mode at each batch size."""
+    modes = _copy(setting.device), _in_place(setting.device), _uint8(setting)
+    return [_case(setting, mode, batch) for mode in modes for batch in setting.batches]
+
+
+def _copy(device: torch.device) -> Mode:
+    dtype = _float_dtype(device)
+    size = PIXELS * dtype.itemsize
+    theirs = {**_torchvision(device), "kornia": _kornia}
+    return Mode("copy", dtype, RandomErasing, theirs, lambda: copy_floor(size, size, device))
+
+
+def _in_place(device: torch.device) -> Mode:
+    dtype = _float_dtype(device)
+    ours = functools.partial(RandomErasing, inplace=True)
+    theirs = {**_torchvision(device, inplace=True), "timm": lambda: _timm(device)}
+    return Mode("in place", dtype, ours, theirs, lambda: boxes_floor(dtype, device))
+
+
+def _uint8(setting: Setting) -> Mode:
+    policy = Policy((p.Normalize(0.5, 0.5), p.RandomErasing()), setting.recipe.augment.dtype)
+    ours = functools.partial(RandomErasing, mean=0.5, std=0.5, dtype=getattr(torch, policy.dtype))
+    theirs = {"torchvision v2": lambda: peers.v2_policy(policy), "kornia": lambda: peers.kornia_policy(policy)}
+    return Mode("uint8", torch.uint8, ours, theirs, lambda: policy_floor(policy, setting.device))
+
+
+def _float_dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def _case(setting: Setting, mode: Mode, batch: int) -> Case:
+    device, size = setting.device, setting.size
+    least = past_the_cache(batch * PIXELS * mode.given.itemsize, device)
+    many, few = max(least, whole(size.images, batch)), whole(size.slow_images, batch)
+
+    def contestant(name: str, build: Build, count: int, **options: bool) -> Contestant:
+        ready = functools.partial(erase, build, lambda: _batches(mode.given, batch, count, device), **options)
+        return Contestant(name, ready, ours=build is mode.ours)
+
+    contestants = [contestant("fastcifar", mode.ours, many)]
+    if device.type == "cuda":
+        contestants.append(contestant("fastcifar captured", mode.ours, many, graph=True))
+    contestants += [contestant(name, build, few, one_draw=name == "torchvision v2") for name, build in mode.theirs.items()]
+    return Case(
+        subject="erasing",
+        name=mode.name,
+        batch_size=batch,
+        unit="images/s",
+        device=device,
+        floor=mode.floor,
+        contestants=tuple(contestants),
+        rounds=size.rounds,
+    )
+
+
+def boxes_floor(dtype: torch.dtype, device: torch.device) -> Floor:
+    """Images/s, of writing what is inside of the boxes: the mean of some drawn ones."""
+    shape = torch.Size((10_000, SHAPE[2], *SHAPE[:2]))
+    boxes = draw_boxes(0, 0, shape, 0.5, SCALE, RATIO, 1)
+    area = boxes[..., 2].mul(boxes[..., 3]).double().mean().item()
+    return copy_floor(0, round(area * SHAPE[2] * dtype.itemsize), device)
+
+
+@contextmanager
+def erase(
+    build: Build, make_batches: Callable[[], tuple[torch.Tensor, ...]], *, graph: bool = False, one_draw: bool = False
+) -> Iterator[Work]:
+    """A module given batch after batch; `graph`: as a CUDA graph, replayed."""
+    module, batches = build(), make_batches()
+
+    def run() -> list[torch.Tensor]:
+        return [module(images) for images in batches]
+
+    images = sum(map(len, batches)) * (REPLAYS if graph else 1)
+    yield Work(captured(run) if graph else run, images, note=lambda: peers.ONE_DRAW if one_draw else "")
+
+
+def _batches(dtype: torch.dtype, batch: int, count: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """`count` batches (B, 3, H, W) in channels-last memory, in 0 .. 1 where they are not uint8."""
+    pixels = torch.from_numpy(random_split(count * batch).images).to(device).permute(0, 3, 1, 2)
+    return (pixels if dtype == torch.uint8 else pixels.to(dtype).div_(255)).split(batch)
+
+
+def _torchvision(device: torch.device, *, inplace: bool = False) -> dict[str, Build]:
+    builds: dict[str, Build] = {"torchvision v2": lambda: v2.RandomErasing(inplace=inplace)}
+    return builds if device.type == "cuda" else builds | {"torchvision, image by image": lambda: _each(inplace)}
+
+
+def _each(inplace: bool) -> peers.Batches:
+    module = torchvision.transforms.RandomErasing(inplace=inplace)
+    if inplace:
+        return lambda images: [module(image) for image in images]
+    return lambda images: torch.stack([module(image) for image in images])
+
+
+def _kornia() -> peers.Batches:
+    return peers.require("kornia.augmentation").RandomErasing(SCALE, RATIO, p=0.5)
+
+
+def _timm(device: torch.device) -> peers.Batches:
+    module = peers.require("timm.data.random_erasing")
+    return module.RandomErasing(0.5, *SCALE, *RATIO, mode="const", device=device.type)

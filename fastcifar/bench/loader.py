@@ -1,0 +1,115 @@
+"""loader: how fast does a data set become augmented batches on the device, against DataLoader and FFCV?
+
+A round is an epoch in a new order, from the data set where the loader keeps it. "crop+flip" is what FFCV's own transforms can
+do too: crop with padding 4, flip, normalise.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from fastcifar.augment import policy as p
+from fastcifar.augment.policy import Policy
+from fastcifar.bench import peers
+from fastcifar.bench.floors import policy_floor
+from fastcifar.bench.race import Case, Contestant, Work
+from fastcifar.bench.setting import Setting, random_split, whole
+from fastcifar.data.beton import write_beton
+from fastcifar.data.resident import ResidentLoader
+from fastcifar.data.streaming import StreamingLoader
+
+
+def cases(setting: Setting) -> list[Case]:
+    """Each policy at each batch size."""
+    crop_flip = Policy(
+        (p.RandomCrop(32, padding=4), p.RandomHorizontalFlip(), p.Normalize(0.5, 0.5)), setting.recipe.augment.dtype
+    )
+    policies = {"crop+flip": crop_flip, f"{setting.recipe.name} policy": setting.recipe.augment}
+    return [_case(setting, name, policy, batch) for name, policy in policies.items() for batch in setting.batches]
+
+
+def _case(setting: Setting, name: str, policy: Policy, batch: int) -> Case:
+    device, size = setting.device, setting.size
+    count, slow = (whole(images, batch) * batch for images in (size.images, size.slow_images))
+    contestants = [
+        Contestant("fastcifar", functools.partial(resident, policy, batch, count, device), ours=True),
+        Contestant("fastcifar streaming", functools.partial(streaming, policy, batch, count, device), ours=True),
+        Contestant("DataLoader, torchvision PIL", functools.partial(pil, policy, batch, slow, device)),
+    ]
+    if name == "crop+flip":
+        contestants.append(Contestant("FFCV", functools.partial(ffcv, policy.dtype, batch, count, device)))
+    return Case(
+        subject="loader",
+        name=name,
+        batch_size=batch,
+        unit="images/s",
+        device=device,
+        floor=lambda: policy_floor(policy, device),
+        contestants=tuple(contestants),
+        rounds=size.rounds,
+    )
+
+
+@contextmanager
+def resident(policy: Policy, batch: int, count: int, device: torch.device) -> Iterator[Work]:
+    yield _epochs(ResidentLoader(random_split(count), policy, batch_size=batch, device=device))
+
+
+@contextmanager
+def streaming(policy: Policy, batch: int, count: int, device: torch.device) -> Iterator[Work]:
+    peers.require("ffcv")
+    if policy.mixing:
+        raise peers.Unavailable(f"{type(policy.mixing).__name__} needs a resident data set")
+    with _beton(count) as path:
+        loader = StreamingLoader(path, policy, batch_size=batch, device=device)
+        yield _epochs(loader)
+        loader.close()
+
+
+def _epochs(loader: ResidentLoader | StreamingLoader) -> Work:
+    epochs = itertools.count()
+
+    def run() -> None:
+        loader.set_epoch(next(epochs))
+        _exhaust(loader)
+
+    return Work(run, len(loader) * loader.batch_size, note=lambda: f"{loader.augment} augmentation")
+
+
+@contextmanager
+def pil(policy: Policy, batch: int, count: int, device: torch.device) -> Iterator[Work]:
+    with TemporaryDirectory() as folder:
+        loader = peers.data_loader(random_split(count), Path(folder), policy, batch, device)
+
+        def run() -> None:
+            for images, labels in loader:
+                images.to(device, non_blocking=True)
+                labels.to(device, non_blocking=True)
+
+        yield Work(run, count, note=lambda: f"{peers.CORES} workers")
+
+
+@contextmanager
+def ffcv(dtype: str, batch: int, count: int, device: torch.device) -> Iterator[Work]:
+    with _beton(count) as path:
+        loader = peers.ffcv_loader(path, batch, device, getattr(torch, dtype))
+        yield Work(lambda: _exhaust(loader), count, note=lambda: f"{peers.CORES} workers")
+
+
+@contextmanager
+def _beton(count: int) -> Iterator[Path]:
+    """A file of random images."""
+    with TemporaryDirectory() as folder:
+        split, path = random_split(count), Path(folder, "random.beton")
+        write_beton(path, split.images, split.labels)
+        yield path
+
+
+def _exhaust(batches: Iterable[object]) -> None:
+    for _ in batches:
+        pass

@@ -1,0 +1,89 @@
+"""prep: how fast do images become a .beton, against FFCV's own writer?
+
+"write" is from arrays in memory to a complete file in the temporary folder. "whole" is all that `fastcifar prep` does with the
+source named by $FASTCIFAR_SOURCE: read, split, write, read back, hash and describe.
+"""
+
+import contextlib
+import functools
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from data_prep import prepare
+from fastcifar.bench.floors import copy_floor
+from fastcifar.bench.peers import CORES, Unavailable, require
+from fastcifar.bench.race import Case, Contestant, Work
+from fastcifar.bench.setting import PIXELS, Setting, random_split
+from fastcifar.data.beton import write_beton
+
+CPU = torch.device("cpu")
+
+
+def cases(setting: Setting) -> list[Case]:
+    """Both, on the host whatever the device."""
+    ours = Contestant("fastcifar", functools.partial(write, setting.size.images), ours=True)
+    ffcv = Contestant("FFCV DatasetWriter", functools.partial(ffcv_write, setting.size.images))
+    return [_case(setting, "write", ours, ffcv), _case(setting, "whole", Contestant("fastcifar", whole, ours=True))]
+
+
+def _case(setting: Setting, name: str, *contestants: Contestant) -> Case:
+    return Case(
+        subject="prep",
+        name=name,
+        batch_size=None,
+        unit="images/s",
+        device=CPU,
+        floor=lambda: copy_floor(PIXELS, PIXELS, CPU),
+        contestants=contestants,
+        rounds=setting.size.rounds,
+        warm_up=1,
+    )
+
+
+@contextmanager
+def write(count: int) -> Iterator[Work]:
+    split = random_split(count)
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "ours.beton")
+
+        def run() -> Path:
+            write_beton(path, split.images, split.labels)
+            return path
+
+        yield Work(run, count)
+
+
+@contextmanager
+def ffcv_write(count: int) -> Iterator[Work]:
+    fields, writer = require("ffcv.fields"), require("ffcv.writer")
+    split = random_split(count)
+    samples = list(zip(split.images, split.labels, strict=True))
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "ffcv.beton")
+
+        def run() -> Path:
+            kinds = {"image": fields.RGBImageField(write_mode="raw"), "label": fields.IntField()}
+            with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+                writer.DatasetWriter(str(path), kinds, num_workers=CORES).from_indexed_dataset(samples)
+            return path
+
+        yield Work(run, count)
+
+
+@contextmanager
+def whole() -> Iterator[Work]:
+    source = os.environ.get("FASTCIFAR_SOURCE")
+    if not source:
+        raise Unavailable("no source is given; name one with FASTCIFAR_SOURCE=...")
+
+    def run() -> int:
+        with TemporaryDirectory() as folder:  # another each time: what is there already would not be done again
+            return sum(prepare(source, Path(folder, "betons")).manifest.counts.values())
+
+    yield Work(run, run(), note=lambda: f"of {source}")

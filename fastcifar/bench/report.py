@@ -1,0 +1,123 @@
+"""Measurements as tables on the console and in markdown, and as a JSON file."""
+
+import datetime
+import importlib.metadata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fastcifar.bench.measurement import Measurement
+from fastcifar.engine.environment import environment
+from fastcifar.report.console import plain_console
+
+COLUMNS = "case", "batch", "variant", "median", "min .. max", "of the floor", "fastcifar is", "warm-up"
+NUMBERS_FROM = 3
+"""The column from which on they are numbers."""
+PEERS = "torchvision", "ffcv", "kornia", "timm"
+
+
+@contextmanager
+def working() -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows, on a terminal, what is being done."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda what: None
+        return
+    with console.status("") as status:
+        yield lambda what: status.update(escape(what))
+
+
+def print_measurements(rows: Sequence[Measurement]) -> None:
+    """Print a table for each subject."""
+    console = plain_console()
+    for subject, unit, part in _by_subject(rows):
+        table = Table(*COLUMNS, box=None, title=f"{subject}, {unit}", title_justify="left", title_style="bold")
+        for column in table.columns[NUMBERS_FROM:]:
+            column.justify = "right"
+        for row in part:
+            table.add_row(*map(escape, cells(row)))
+        console.print(table, crop=False, overflow="ignore")
+        for line in footnotes(part):
+            console.print(f"  {line}", markup=False)
+        console.print()
+
+
+def to_markdown(rows: Sequence[Measurement]) -> str:
+    """A section for each subject: a table, and what its figures mean."""
+    lines = []
+    for subject, unit, part in _by_subject(rows):
+        rule = ["---:" if number >= NUMBERS_FROM else "---" for number in range(len(COLUMNS))]
+        lines += [f"### {subject}, {unit}", "", *(_line(row) for row in (COLUMNS, rule, *map(cells, part))), ""]
+        lines += [*(f"- {line}" for line in footnotes(part)), ""]
+    return "\n".join(lines)
+
+
+def cells(row: Measurement) -> list[str]:
+    """The row of a table, one text for each of COLUMNS."""
+    batch = "" if row.batch_size is None else str(row.batch_size)
+    if row.median is None:
+        return [row.case, batch, row.variant, "not measured", "", "", "", ""]
+    low, high = row.spread
+    return [
+        row.case,
+        batch,
+        row.variant,
+        _number(row.median),
+        f"{_number(low)} .. {_number(high)}",
+        "" if row.share_of_floor is None else f"{row.share_of_floor:.2%}",
+        "" if row.ratio is None else f"{_number(row.ratio)} x",
+        f"{row.warm_up_s:.3g} s",
+    ]
+
+
+def footnotes(rows: Sequence[Measurement]) -> list[str]:
+    """Of one subject: what the floors of the rows are, and how who measured ran, or why not; each once."""
+    cases: dict[str, list[str]] = {}
+    for row in rows:
+        if row.case not in cases.setdefault(row.floor_of, []):
+            cases[row.floor_of].append(row.case)
+    floors = [f"floor of {', '.join(names)}: {of}" for of, names in cases.items() if of]
+    notes = [f"{row.variant}{'' if row.rounds else ' not measured'}: {row.note}" for row in rows if row.note]
+    return list(dict.fromkeys(floors + notes))
+
+
+def document(rows: Iterable[Measurement], device: torch.device, command: str) -> dict[str, Any]:
+    """The measurements with their provenance, ready for JSON; `read_document` is its inverse."""
+    return {
+        "command": command,
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "environment": environment(device),
+        "peers": {name: _version(name) for name in PEERS},
+        "measurements": [row.to_json() for row in rows],
+    }
+
+
+def read_document(content: dict[str, Any]) -> list[Measurement]:
+    """The measurements of a `document`."""
+    return [Measurement.from_json(row) for row in content["measurements"]]
+
+
+def _by_subject(rows: Sequence[Measurement]) -> Iterator[tuple[str, str, list[Measurement]]]:
+    for subject in dict.fromkeys(row.subject for row in rows):
+        part = [row for row in rows if row.subject == subject]
+        yield subject, part[0].unit, part
+
+
+def _line(row: Sequence[str]) -> str:
+    return f"| {' | '.join(row)} |"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

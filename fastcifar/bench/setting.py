@@ -1,0 +1,104 @@
+"""What a subject is measured with, and how much of it makes a round."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fastcifar.config import Recipe
+from fastcifar.data.dataset import Dataset, Manifest, Split
+
+SHAPE = 32, 32, 3
+"""(H, W, C) of the images: CIFAR's."""
+PIXELS = 3 * 32 * 32
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much work the measurement of a subject is.
+
+    Attributes:
+        rounds: that count.
+        images: in a round, of whole batches. For epoch and train: trained on in an epoch; a quarter of them is scored.
+        slow_images: the same, for peers that would take too long with as many.
+        batches: batch sizes; the recipe's own where there are none.
+        epochs: of a training run.
+    """
+
+    rounds: int
+    images: int
+    slow_images: int = 0
+    batches: tuple[int, ...] = ()
+    epochs: int = 1
+
+
+ON_CPU = {
+    "prep": Size(rounds=5, images=20_000),
+    "loader": Size(rounds=7, images=8192, slow_images=2048, batches=(64, 512)),
+    "augment": Size(rounds=7, images=8192, slow_images=2048, batches=(64, 512, 2048)),
+    "erasing": Size(rounds=7, images=4096, slow_images=1024, batches=(64, 1024)),
+    "step": Size(rounds=5, images=128, batches=(64, 128)),
+    "epoch": Size(rounds=3, images=256),
+    "train": Size(rounds=3, images=256),
+}
+"""All of it in ten minutes on two cores."""
+
+ON_CUDA = {
+    "prep": Size(rounds=5, images=50_000),
+    "loader": Size(rounds=7, images=40_960, slow_images=40_960, batches=(64, 512, 4096)),
+    "augment": Size(rounds=9, images=2**17, slow_images=2**14, batches=(64, 256, 1024, 4096, 16384)),
+    "erasing": Size(rounds=9, images=2**17, slow_images=2**14, batches=(64, 256, 1024, 4096, 16384)),
+    "step": Size(rounds=7, images=12_800, batches=(64, 256, 1024)),
+    "epoch": Size(rounds=3, images=40_000),
+    "train": Size(rounds=3, images=40_000, epochs=4),
+}
+
+TINY = {name: Size(rounds=2, images=16, slow_images=16, batches=(8,)) for name in ON_CPU}
+"""To see that everything runs; of no use as a measurement."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the cases of one subject are made of."""
+
+    device: torch.device
+    recipe: Recipe
+    size: Size
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        return self.size.batches or (self.recipe.train.batch_size,)
+
+
+def whole(images: int, batch: int) -> int:
+    """As many batches as `images` fill, at least one."""
+    return max(1, images // batch)
+
+
+@functools.lru_cache(maxsize=2)
+def random_split(count: int) -> Split:
+    """Random pixels and labels, always the same, not to be written to. Never zeros: some devices compute those faster."""
+    rng = np.random.default_rng(0)
+    return Split(rng.integers(0, 256, (count, *SHAPE), dtype=np.uint8), rng.integers(0, CLASSES, count))
+
+
+def random_dataset(train: int, scored: int) -> Dataset:
+    """A data set of random images, with as many to validate as to test: none where `scored` is 0."""
+    counts = {"train": train, "val": scored, "test": scored}
+    splits = {name: random_split(count) if count else None for name, count in counts.items()}
+    manifest = Manifest(
+        name="random",
+        classes=tuple(map(str, range(CLASSES))),
+        image_shape=SHAPE,
+        counts={name: count for name, count in counts.items() if count},
+        split_seed=0,
+        val_fraction=0.0,
+        mean=(0.5,) * 3,
+        std=(0.289,) * 3,
+        sha256={},
+        source="random numbers",
+    )
+    return Dataset(Path("random"), manifest, **splits)

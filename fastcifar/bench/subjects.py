@@ -1,0 +1,94 @@
+"""The subjects, and the one way to measure them."""
+
+import dataclasses
+import gc
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+
+from fastcifar.bench import augment, erasing, loader, prep, training
+from fastcifar.bench.measurement import Measurement
+from fastcifar.bench.race import Case, race
+from fastcifar.bench.setting import CLASSES, ON_CPU, ON_CUDA, SHAPE, Setting, Size
+from fastcifar.config import Recipe
+from fastcifar.errors import UserError, nearest
+
+SUBJECTS: dict[str, Callable[[Setting], list[Case]]] = {
+    "prep": prep.cases,
+    "loader": loader.cases,
+    "augment": augment.cases,
+    "erasing": erasing.cases,
+    "step": training.step_cases,
+    "epoch": training.epoch_cases,
+    "train": training.train_cases,
+}
+
+
+def choose_subjects(names: Iterable[str]) -> list[str]:
+    """The subjects named, each once, in the order of SUBJECTS; "all" is all of them.
+
+    Raises:
+        UserError: there is no such subject.
+    """
+    asked = set(names)
+    for name in asked - {"all", *SUBJECTS}:
+        raise UserError(f"bench {name}: no such subject{nearest(name, ['all', *SUBJECTS])}")
+    return [name for name in SUBJECTS if "all" in asked or name in asked]
+
+
+def make_cases(
+    subject: str,
+    device: torch.device,
+    recipe: Recipe,
+    *,
+    sizes: Mapping[str, Size] | None = None,
+    batch_sizes: Sequence[int] = (),
+) -> list[Case]:
+    """What `run` would measure; nothing of it is built or begun yet."""
+    size = (sizes or (ON_CUDA if device.type == "cuda" else ON_CPU))[subject]
+    if batch_sizes:
+        size = dataclasses.replace(size, batches=tuple(batch_sizes))
+    return SUBJECTS[subject](Setting(device, recipe.with_classes(CLASSES, SHAPE[2]), size))
+
+
+def run(
+    subjects: Iterable[str],
+    device: torch.device,
+    recipe: Recipe,
+    *,
+    sizes: Mapping[str, Size] | None = None,
+    batch_sizes: Sequence[int] = (),
+    progress: Callable[[str], None] = lambda what: None,
+) -> list[Measurement]:
+    """Measure subjects, with every peer that is installed.
+
+    Args:
+        subjects: names of SUBJECTS, or "all".
+        device: of all but prep, which is the host's.
+        recipe: its policy, model, optimizer and precision are measured.
+        sizes: of each subject; `fastcifar.bench.TINY` only sees that everything runs. Default: as the device needs.
+        batch_sizes: instead of those of `sizes`.
+        progress: told what is being measured.
+
+    Raises:
+        UserError: no such subject, or the recipe does not fit images of 32 x 32 pixels.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # of streams, events and graphs
+    rows: list[Measurement] = []
+    for subject in choose_subjects(subjects):
+        for case in make_cases(subject, device, recipe, sizes=sizes, batch_sizes=batch_sizes):
+            progress(f"{subject}: {case.title}")
+            rows += measure(case)
+    return rows
+
+
+def measure(case: Case) -> list[Measurement]:
+    """Run one case, and give back what it took: memory, and compiled code, of which PyTorch keeps only so much."""
+    try:
+        return race(case)
+    finally:
+        gc.collect()
+        if case.device.type == "cuda":
+            torch.compiler.reset()
+            torch.cuda.empty_cache()

@@ -1,0 +1,277 @@
+"""step, epoch and train: how fast does a recipe train, against the same model in plain PyTorch?
+
+"step" is the engine's training step, which makes its own batch, against plain PyTorch (see `plain`) on a batch that is ready.
+"eager PyTorch as the recipe" is given such a batch too, and the recipe's precision, channels-last memory and fused optimizer:
+it shows what the engine costs, and what it gains. "epoch" trains on a data set and scores a quarter as many images. "train" is
+a whole run, from nothing to the score on the test split, with its run directory. Pixels and labels are random, which changes
+no time.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from fastcifar.bench.floors import run_floor, step_floor
+from fastcifar.bench.peers import CORES
+from fastcifar.bench.plain import PlainTraining, train_step
+from fastcifar.bench.race import Case, Contestant, Work
+from fastcifar.bench.setting import PIXELS, SHAPE, Setting, random_dataset, whole
+from fastcifar.bench.timing import past_the_cache
+from fastcifar.config import Recipe
+from fastcifar.engine.distributed import World
+from fastcifar.engine.engine import Engine
+from fastcifar.engine.precision import to_weights_dtype
+from fastcifar.engine.step import forward_loss
+from fastcifar.engine.trainer import arithmetic_of, train
+from fastcifar.models import build_model
+from fastcifar.optim.optimizers import build_optimizer
+from fastcifar.profiling.summary import summarize
+from fastcifar.report.console import Reporter
+
+STEP_BATCHES = 40
+"""Batches in the data set of "step", at least."""
+SCORED = 4
+"""An image is scored, after an epoch, for so many trained on."""
+PLAIN = "plain PyTorch, eager float32"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Training on random images.
+
+    Attributes:
+        recipe: with the batch size and the epochs of the job.
+        trained, scored: images of the training split, and of the validation and the test split each.
+    """
+
+    recipe: Recipe
+    trained: int
+    scored: int
+    device: torch.device
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the model for one image, forward."""
+        return summarize(build_model(self.recipe.model), (SHAPE[2], *self.recipe.augment.output_size(*SHAPE))).macs
+
+    def engine(self, backend: str = "auto") -> Engine:
+        """Ready for its first step."""
+        with arithmetic_of(self.recipe):
+            dataset = random_dataset(self.trained, self.scored)
+            engine = Engine(self.recipe, dataset, World(self.device), backend=backend, loader="resident")
+            engine.warm_up()
+        return engine
+
+
+Ready = Callable[[Job], AbstractContextManager[Work]]
+
+
+def step_cases(setting: Setting) -> list[Case]:
+    """Each batch size."""
+    return [_step_case(setting, batch) for batch in setting.batches]
+
+
+def epoch_cases(setting: Setting) -> list[Case]:
+    """Each batch size."""
+    return [_epoch_case(setting, batch) for batch in setting.batches]
+
+
+def train_cases(setting: Setting) -> list[Case]:
+    """Each batch size."""
+    return [_train_case(setting, batch) for batch in setting.batches]
+
+
+def _step_case(setting: Setting, batch: int) -> Case:
+    device, warm_up = setting.device, 2
+    steps = whole(setting.size.images, batch)
+    batches = max(STEP_BATCHES, past_the_cache(batch * PIXELS, device))
+    enough = -(-steps * (setting.size.rounds + warm_up) // batches)
+    job = Job(_recipe(setting, batch, max(setting.recipe.train.epochs, enough)), batches * batch, 0, device)
+    backends = {"fastcifar": "auto"}
+    if device.type == "cuda":
+        backends |= {"fastcifar compiled": "compiled", "fastcifar eager": "eager"}
+    ours = [
+        Contestant(name, functools.partial(engine_steps, job, backend, steps), ours=True) for name, backend in backends.items()
+    ]
+    theirs = [
+        Contestant(PLAIN, functools.partial(plain_steps, job, steps)),
+        Contestant("eager PyTorch as the recipe", functools.partial(bare_steps, job, steps)),
+    ]
+    return Case(
+        subject="step",
+        name=job.recipe.name,
+        batch_size=batch,
+        unit="steps/s",
+        device=device,
+        floor=lambda: step_floor(job.macs, batch, device, job.recipe.train.precision),
+        contestants=(*ours, *theirs),
+        rounds=setting.size.rounds,
+        warm_up=warm_up,
+    )
+
+
+def _epoch_case(setting: Setting, batch: int) -> Case:
+    enough = setting.size.rounds + 1
+    job = _job(setting, batch, max(setting.recipe.train.epochs, enough))
+    return _run_case(setting, "epoch", job, f"{job.trained:,} images", (1, 1), engine_epochs, plain_epochs)
+
+
+def _train_case(setting: Setting, batch: int) -> Case:
+    epochs = setting.size.epochs
+    job = _job(setting, batch, epochs)
+    name = f"{epochs} x {job.trained:,} images"
+    return _run_case(setting, "train", job, name, (epochs, epochs + 1), our_training, plain_training)
+
+
+def _run_case(
+    setting: Setting, subject: str, job: Job, name: str, passes: tuple[int, int], ours: Ready, theirs: Ready
+) -> Case:
+    """A case that times all of a run; `passes` counts those over the trained images, and those over the scored ones."""
+    recipe = job.recipe
+    trained, scored = passes[0] * job.trained, passes[1] * job.scored * (2 if recipe.evaluate.tta == "flip" else 1)
+    return Case(
+        subject=subject,
+        name=f"{recipe.name}, {name}",
+        batch_size=recipe.train.batch_size,
+        unit="s",
+        device=job.device,
+        floor=lambda: run_floor(job.macs, trained, scored, job.device, recipe.train.precision),
+        contestants=(
+            Contestant("fastcifar", functools.partial(ours, job), ours=True),
+            Contestant(f"{PLAIN}, DataLoader", functools.partial(theirs, job)),
+        ),
+        rounds=setting.size.rounds,
+        warm_up=1,
+    )
+
+
+def _job(setting: Setting, batch: int, epochs: int) -> Job:
+    trained = whole(setting.size.images, batch) * batch
+    scored = max(1, trained // SCORED)
+    recipe = _recipe(setting, batch, epochs)
+    evaluate = dataclasses.replace(recipe.evaluate, batch_size=min(recipe.evaluate.batch_size, scored))
+    return Job(dataclasses.replace(recipe, evaluate=evaluate), trained, scored, setting.device)
+
+
+def _recipe(setting: Setting, batch: int, epochs: int) -> Recipe:
+    recipe = setting.recipe
+    schedule = dataclasses.replace(recipe.schedule, warmup_epochs=min(recipe.schedule.warmup_epochs, epochs / 2))
+    train = dataclasses.replace(recipe.train, batch_size=batch, epochs=epochs)
+    return dataclasses.replace(recipe, schedule=schedule, train=train)
+
+
+@contextmanager
+def engine_steps(job: Job, backend: str, steps: int) -> Iterator[Work]:
+    engine = job.engine(backend)
+
+    def run() -> None:
+        with arithmetic_of(job.recipe):
+            engine.step.run(steps)
+
+    yield Work(run, steps, note=lambda: _describe(engine))
+
+
+def _describe(engine: Engine) -> str:
+    return f"{engine.backend} step ({engine.why}), {engine.loader.augment} augmentation, {engine.recipe.train.precision}"
+
+
+@contextmanager
+def plain_steps(job: Job, steps: int) -> Iterator[Work]:
+    plain = PlainTraining(job.recipe, job.device)
+    images, labels = _ready_batch(job)
+    yield Work(lambda: [plain.step(images, labels) for _ in range(steps)], steps)
+
+
+@contextmanager
+def bare_steps(job: Job, steps: int) -> Iterator[Work]:
+    """The recipe's arithmetic without the engine."""
+    recipe, device = job.recipe, job.device
+    model = to_weights_dtype(build_model(recipe.model), recipe.train.precision)
+    model.to(device, memory_format=torch.channels_last)
+    forward = forward_loss(model, device, recipe)
+    step = train_step(build_optimizer(model, recipe.optimizer), lambda images, labels: forward(images, labels)[0])
+    images, labels = _ready_batch(job)
+    images = images.to(getattr(torch, recipe.augment.dtype), memory_format=torch.channels_last)
+
+    def run() -> None:
+        with arithmetic_of(recipe):
+            for _ in range(steps):
+                step(images, labels)
+
+    yield Work(run, steps, note=lambda: f"{recipe.train.precision}, channels last")
+
+
+def _ready_batch(job: Job) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = job.recipe.train.batch_size, SHAPE[2], *job.recipe.augment.output_size(*SHAPE)
+    labels = torch.randint(0, job.recipe.model.num_classes, shape[:1], device=job.device)
+    return torch.randn(shape, device=job.device), labels
+
+
+@contextmanager
+def engine_epochs(job: Job) -> Iterator[Work]:
+    engine = job.engine()
+    evaluator = engine.evaluator("val")
+
+    def run() -> float:
+        with arithmetic_of(job.recipe):
+            engine.step.run(len(engine.loader))
+            evaluator.run()
+            return evaluator.score().loss
+
+    yield Work(run, job.trained, note=lambda: _describe(engine))
+
+
+@contextmanager
+def plain_epochs(job: Job) -> Iterator[Work]:
+    plain = PlainTraining(job.recipe, job.device)
+    with TemporaryDirectory() as folder:
+        plain.load(random_dataset(job.trained, job.scored), Path(folder))
+        yield Work(plain.epoch, job.trained, note=_workers)
+
+
+@contextmanager
+def our_training(job: Job) -> Iterator[Work]:
+    dataset = random_dataset(job.trained, job.scored)
+    how = {"device": str(job.device), "loader": "resident"}
+    summaries = []
+
+    def run() -> dict[str, Any]:
+        if job.device.type == "cuda":
+            torch.compiler.reset()  # as in a process of its own, and for the limit of recompilations
+        silent = Reporter(console=Console(quiet=True, force_terminal=False))
+        with TemporaryDirectory() as folder:
+            summaries.append(train(job.recipe, dataset, Path(folder, "run"), reporter=silent, **how).summary)
+        return summaries[-1]
+
+    def note() -> str:
+        parts = {name: summaries[-1][f"{name}_seconds"] for name in ("warm_up", "train", "evaluate")}
+        return "in the last run " + ", ".join(f"{name} {seconds:.3g} s" for name, seconds in parts.items())
+
+    yield Work(run, job.trained, note)
+
+
+@contextmanager
+def plain_training(job: Job) -> Iterator[Work]:
+    dataset = random_dataset(job.trained, job.scored)
+
+    def run() -> float:
+        with TemporaryDirectory() as folder:
+            plain = PlainTraining(job.recipe, job.device)
+            plain.load(dataset, Path(folder))
+            for _ in range(job.recipe.train.epochs):
+                plain.epoch()
+            return plain.score()  # the test split is as large as that of validation
+
+    yield Work(run, job.trained, note=_workers)
+
+
+def _workers() -> str:
+    return f"{CORES} workers"

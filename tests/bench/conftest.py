@@ -1,0 +1,40 @@
+"""A setting so small that a race takes a second."""
+
+import warnings
+
+import pytest
+import torch
+
+from fastcifar.bench import TINY
+from fastcifar.bench import floors as floors_module
+from fastcifar.bench.setting import Setting
+from fastcifar.config import Recipe, load_recipe
+from fastcifar.profiling.roofline import Ceilings
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    """The seed recipe with a small model."""
+    sizes = ["stem_channels=4", "channels=[4, 8]", "blocks=[1, 1]", "strides=[1, 2]"]
+    return load_recipe("seed", [f"model.{size}" for size in sizes])
+
+
+@pytest.fixture
+def setting(recipe) -> Setting:
+    return Setting(torch.device("cpu"), recipe, TINY["step"])
+
+
+@pytest.fixture
+def ceilings(monkeypatch) -> Ceilings:
+    """Of a device that is easy to reckon with."""
+    known = Ceilings(flops_per_s=1e12, bytes_per_s=9216e6)
+    monkeypatch.setattr(floors_module, "ceilings", lambda device, precision="fp32": known)
+    return known
+
+
+@pytest.fixture
+def without_compiling(monkeypatch):
+    """FFCV's transforms as they are in Python; compiling them takes ten seconds."""
+    with warnings.catch_warnings(action="ignore"):
+        compiler = pytest.importorskip("ffcv.pipeline.compiler", reason="FFCV cannot be imported; see `make setup`")
+    monkeypatch.setattr(compiler.Compiler, "is_enabled", False)

@@ -1,0 +1,54 @@
+"""Every module erases the batches that it is given, in place where it should."""
+
+import pytest
+import torch
+
+from fastcifar.bench import erasing
+from fastcifar.bench.peers import Unavailable
+from fastcifar.bench.race import race
+
+CPU = torch.device("cpu")
+
+
+def works(setting):
+    """(mode, contestant, work) of every peer that is installed."""
+    for case in erasing.cases(setting):
+        for contestant in case.contestants:
+            try:
+                with contestant.ready() as work:
+                    yield case.name, contestant.name, work
+            except Unavailable:
+                pass
+
+
+@pytest.mark.filterwarnings("ignore")  # of peers
+def test_a_round_erases_every_image_that_it_counts(setting):
+    names = []
+    for mode, name, work in works(setting):
+        images = torch.cat([torch.stack(batch) if isinstance(batch, list) else batch for batch in work.run()])
+        assert images.shape == (work.amount, 3, 32, 32), (mode, name)
+        assert images.dtype == (torch.bfloat16 if mode == "uint8" else torch.float32), (mode, name)
+        names.append((mode, name))
+    assert {"fastcifar", "torchvision v2"} <= {name for _, name in names}
+    assert {mode for mode, _ in names} == {"copy", "in place", "uint8"}
+
+
+@pytest.mark.parametrize(("mode", "same"), [("copy", False), ("in place", True)])
+def test_only_in_place_gives_back_what_it_was_given(setting, mode, same):
+    case = next(case for case in erasing.cases(setting) if case.name == mode)
+    with case.contestants[0].ready() as work:
+        first, second = work.run(), work.run()
+        assert all(one.data_ptr() == two.data_ptr() for one, two in zip(first, second, strict=True)) == same
+        zeros = torch.cat(first).eq(0).flatten(1).sum(1)
+        assert zeros.max() > 0.02 * 3 * 32 * 32
+
+
+def test_the_floor_in_place_is_that_of_writing_the_boxes(ceilings):
+    floor = erasing.boxes_floor(torch.float32, CPU)
+    mean = 0.5 * (0.02 + 0.33) / 2 * 3 * 32 * 32 * 4  # p, area, elements, bytes
+    assert ceilings.bytes_per_s / floor.value == pytest.approx(mean, rel=0.05)
+
+
+def test_a_note_says_who_draws_once_for_a_whole_batch(setting):
+    rows = race(erasing.cases(setting)[0])
+    assert {row.variant for row in rows if "one draw" in row.note} == {"torchvision v2"}

@@ -1,0 +1,43 @@
+"""A floor is the work over a ceiling, in the unit of the case."""
+
+import pytest
+import torch
+
+from fastcifar.augment.policy import CutMix, Normalize, Policy, RandomCrop
+from fastcifar.bench import floors
+
+CPU = torch.device("cpu")
+
+
+def test_a_copy_is_bytes_read_and_written_over_the_bandwidth(ceilings):
+    floor = floors.copy_floor(3072, 6144, CPU)
+    assert floor.value == pytest.approx(1e6)
+    assert floor.of == "3,072 B read + 6,144 B written an image, copied at 9.22 GB/s"
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        (Policy((Normalize(0.5, 0.5),)), "3,072 B read + 6,144 B written"),
+        (Policy((Normalize(0.5, 0.5),), "float32"), "3,072 B read + 12,288 B written"),
+        (Policy((RandomCrop(16),)), "3,072 B read + 1,536 B written"),
+        (Policy((CutMix(),)), "6,144 B read + 6,144 B written"),
+    ],
+)
+def test_a_policy_reads_uint8_and_writes_what_it_gives(ceilings, policy, words):
+    assert floors.policy_floor(policy, CPU).of.startswith(words)
+
+
+def test_a_training_step_is_six_operations_for_each_multiply_accumulate_of_each_image(ceilings):
+    floor = floors.step_floor(500_000_000, 100, CPU, "bf16")
+    assert floor.value == pytest.approx(1e12 / 300e9)
+    assert floor.of == "3 GFLOP an image, at the 1 TFLOP/s of a bf16 matrix product"
+
+
+def test_a_run_is_training_on_some_images_and_a_forward_pass_of_others(ceilings):
+    floor = floors.run_floor(500_000_000, 1000, 300, CPU, "bf16")
+    assert floor.value == pytest.approx((3e9 * 1000 + 1e9 * 300) / 1e12)
+
+
+def test_the_ceilings_are_measured_once_in_a_process():
+    assert floors.ceilings(CPU) is floors.ceilings(CPU)

@@ -1,0 +1,126 @@
+"""Contestants take turns, a peer that fails says why, and only the rounds that count are counted."""
+
+import dataclasses
+import time
+import warnings
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from fastcifar.bench.floors import Floor
+from fastcifar.bench.peers import Unavailable
+from fastcifar.bench.race import Case, Contestant, Work, race
+
+
+class Entry:
+    """A contestant that writes down what is asked of it, and fails in a round (0: before the first)."""
+
+    def __init__(self, name, diary, *, amount=10, fails_in=None, error=None):
+        self.name, self.diary, self.amount, self.fails_in, self.error = name, diary, amount, fails_in, error
+        self.rounds = 0
+
+    @contextmanager
+    def ready(self):
+        if self.fails_in == 0:
+            raise self.error
+        yield Work(lambda: self.run(), self.amount, note=lambda: f"{self.name} ran {self.rounds} rounds")
+        self.diary.append(f"{self.name} ends")
+
+    def run(self):
+        self.rounds += 1
+        self.diary.append(self.name)
+        if self.rounds == self.fails_in:
+            raise self.error
+
+    def contestant(self, *, ours=False):
+        return Contestant(self.name, self.ready, ours)
+
+
+def a_case(*contestants, rounds=3, warm_up=1):
+    def floor():
+        return Floor(1000.0, "a floor")
+
+    return Case("subject", "case", 8, "images/s", torch.device("cpu"), floor, contestants, rounds, warm_up)
+
+
+def test_all_take_turns_and_another_begins_each_round():
+    diary = []
+    entries = [Entry(name, diary) for name in "abc"]
+    race(a_case(*(entry.contestant() for entry in entries), warm_up=0))
+    assert diary[:9] == [*"abc", *"bca", *"cab"]
+
+
+def test_rounds_of_the_warm_up_do_not_count_and_their_time_is_told():
+    slow = Entry("a", [])
+    slow.run = lambda: time.sleep(0.01)
+    (row,) = race(a_case(slow.contestant(), rounds=2, warm_up=3))
+    assert len(row.rounds) == 2
+    assert row.warm_up_s >= 0.03
+
+
+def test_a_row_says_how_it_ran_what_it_was_held_against_and_the_floor():
+    diary = []
+    ours, theirs = race(a_case(Entry("a", diary, amount=20).contestant(ours=True), Entry("b", diary).contestant()))
+    assert (ours.subject, ours.case, ours.batch_size, ours.variant, ours.unit) == ("subject", "case", 8, "a", "images/s")
+    assert (ours.floor, ours.floor_of, ours.note, ours.ratio) == (1000, "a floor", "a ran 4 rounds", None)
+    assert theirs.ratio == sorted(one / other for one, other in zip(ours.rounds, theirs.rounds, strict=True))[1]
+
+
+@pytest.mark.parametrize("fails_in", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("error", "note"),
+    [
+        (Unavailable("b is not installed"), "b is not installed"),
+        (torch.OutOfMemoryError("much"), "out of device memory"),
+        (RuntimeError("two\nlines"), "failed: RuntimeError: two lines"),
+    ],
+)
+def test_a_peer_that_fails_at_any_time_says_why_and_the_others_go_on(fails_in, error, note):
+    diary = []
+    failing = Entry("b", diary, fails_in=fails_in, error=error)
+    ours, theirs = race(a_case(Entry("a", diary).contestant(ours=True), failing.contestant()))
+    assert (theirs.rounds, theirs.floor, theirs.ratio, theirs.note) == ((), None, None, note)
+    assert len(ours.rounds) == 3
+    assert diary.count("b ends") == (fails_in > 0)
+
+
+def test_an_error_of_ours_is_a_bug_and_raised_after_all_have_ended():
+    diary = []
+    ours = Entry("a", diary, fails_in=2, error=RuntimeError("ours"))
+    with pytest.raises(RuntimeError, match="ours"):
+        race(a_case(ours.contestant(ours=True), Entry("b", diary).contestant()))
+    assert {"a ends", "b ends"} <= set(diary)
+
+
+def test_peers_have_no_ratio_where_the_first_was_not_measured():
+    first = Entry("a", [], fails_in=0, error=Unavailable("no"))
+    _, other = race(a_case(first.contestant(ours=True), Entry("b", []).contestant()))
+    assert other.ratio is None
+    assert len(other.rounds) == 3
+
+
+def test_the_ceilings_are_not_measured_where_nothing_ran():
+    case = a_case(Entry("a", [], fails_in=0, error=Unavailable("no")).contestant(ours=True))
+    (row,) = race(dataclasses.replace(case, floor=lambda: pytest.fail("measured")))
+    assert (row.floor, row.floor_of) == (None, "")
+
+
+def test_a_peer_that_sets_the_number_of_threads_sets_it_for_itself_alone():
+    greedy, ours, counts = Entry("b", []), Entry("a", []), []
+    greedy.run = lambda: torch.set_num_threads(7)
+    ours.run = lambda: counts.append(torch.get_num_threads())
+    before = torch.get_num_threads()
+    try:
+        race(a_case(greedy.contestant(), ours.contestant(ours=True)))
+    finally:
+        torch.set_num_threads(before)
+    assert set(counts) == {before}
+
+
+def test_warnings_of_peers_are_not_shown_and_ours_are():
+    noisy = Entry("b", [])
+    noisy.run = lambda: warnings.warn("a warning", stacklevel=1)
+    race(a_case(noisy.contestant()))
+    with pytest.raises(UserWarning, match="a warning"):
+        race(a_case(noisy.contestant(ours=True)))

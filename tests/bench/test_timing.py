@@ -1,0 +1,32 @@
+"""What is timed on CUDA is what was asked for, and lies outside of the cache."""
+
+import pytest
+import torch
+
+from fastcifar.bench.timing import REPLAYS, captured, past_the_cache
+
+
+def test_a_cpu_is_asked_for_no_more_than_there_is():
+    assert past_the_cache(1, torch.device("cpu")) == 1
+
+
+@pytest.mark.gpu
+def test_batches_fill_the_cache_of_a_gpu_four_times():
+    device = torch.device("cuda")
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    assert past_the_cache(1000, device) * 1000 >= 4 * cache
+
+
+@pytest.mark.gpu
+def test_a_captured_run_is_replayed_as_often_as_it_says():
+    count = torch.zeros((), device="cuda")
+
+    def run():
+        count.add_(1)
+        return [count * 2]
+
+    replay = captured(run)
+    count.zero_()
+    (kept,) = replay()
+    assert count.item() == REPLAYS
+    assert kept.item() == 2 * REPLAYS
