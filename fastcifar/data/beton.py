@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,11 @@ class Beton:
     @cached_property
     def images(self) -> np.ndarray:
         """(N, H, W, 3) uint8, a copy in memory."""
-        return _gather(self._data, self._places, self.image_shape)
+        return self[:]
+
+    def __getitem__(self, samples: slice) -> np.ndarray:
+        """Some of the images, (n, H, W, 3) uint8, a new copy in memory."""
+        return _gather(self._data, self._places[samples], self.image_shape)
 
 
 def write_beton(
@@ -231,10 +236,10 @@ def _check_allocations(path: Path, data: np.ndarray, table_place: int, image: np
 
 
 def _gather(data: np.ndarray, places: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """All images, copied once: a stretch of them that lie one after the other in the file at a time."""
+    """The images at `places`, copied once: a stretch of them that lie one after the other in the file at a time."""
     size = math.prod(shape)
     images = np.empty((len(places), size), np.uint8)
     starts = np.flatnonzero(np.diff(places, prepend=-1 - size) != size)
-    for first, last in zip(starts, [*starts[1:], len(places)], strict=True):
+    for first, last in pairwise([*starts, len(places)]):
         images[first:last] = data[places[first] : places[first] + (last - first) * size].reshape(-1, size)
     return images.reshape(-1, *shape)

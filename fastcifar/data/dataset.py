@@ -63,6 +63,15 @@ class Split:
         """(N, H, W, C) uint8."""
         return self._images.images if isinstance(self._images, Beton) else self._images
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return self._images.image_shape if isinstance(self._images, Beton) else self._images.shape[1:]
+
+    def part(self, first: int, last: int) -> "Split":
+        """Samples `first` to `last` - 1; of a file only their images are read."""
+        return Split(self._images[first:last], self.labels[first:last])
+
 
 @dataclass(frozen=True)
 class Dataset:

@@ -3,6 +3,7 @@
 Shapes: N images in the split, B images a batch, H x W pixels, C channels.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +12,9 @@ from fastcifar.augment import Policy, epoch_order
 from fastcifar.data.batches import Batches
 from fastcifar.data.dataset import Split
 from fastcifar.data.shard import WHOLE, Shard
+
+PORTION = 2**26
+"""Bytes of pixels that pass through host memory at a time."""
 
 
 class ResidentLoader(Batches):
@@ -54,7 +58,7 @@ class ResidentLoader(Batches):
     ) -> None:
         super().__init__(
             split.labels,
-            split.images.shape[1:],
+            split.image_shape,
             policy,
             batch_size=batch_size,
             seed=seed,
@@ -63,7 +67,8 @@ class ResidentLoader(Batches):
             num_classes=num_classes,
             shard=shard,
         )
-        self.images = torch.from_numpy(split.images).to(device)
+        on_host = self.labels.device.type == "cpu"
+        self.images = torch.from_numpy(split.images) if on_host else uploaded(split, self.labels.device)
         self.order: torch.Tensor | None = None
         self.set_epoch(0)
 
@@ -99,3 +104,16 @@ class ResidentLoader(Batches):
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         return (self.batch(position) for position in range(len(self)))
+
+
+def uploaded(split: Split, device: torch.device, portion: int = PORTION) -> torch.Tensor:
+    """All images of a split on a device, (N, H, W, C) uint8; the host never holds more than `portion` bytes of a file's.
+
+    A GPU may have more memory than its host.
+    """
+    count = len(split.labels)
+    images = torch.empty(count, *split.image_shape, dtype=torch.uint8, device=device)
+    rows = max(1, portion // math.prod(split.image_shape))
+    for first in range(0, count, rows):
+        images[first : first + rows] = torch.from_numpy(split.part(first, first + rows).images)
+    return images

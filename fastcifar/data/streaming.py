@@ -12,7 +12,6 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from fastcifar.augment.batch import refuse_mixing
 from fastcifar.data.batches import Batches
 from fastcifar.data.beton import read_beton
 from fastcifar.data.dataset import Dataset
+from fastcifar.data.memory import free_memory
 from fastcifar.data.resident import ResidentLoader
 from fastcifar.data.shard import WHOLE, Shard
 from fastcifar.errors import UserError
@@ -286,17 +286,6 @@ def open_loader(kind: str, dataset: Dataset, split: str, policy: Policy, **optio
     if kind == "streaming":
         return StreamingLoader(dataset.root / f"{split}.beton", policy, **options)
     return ResidentLoader(getattr(dataset, split), policy, **options)
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes free on CUDA, or on the host available without swapping; None where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def _open_reader(path: str | os.PathLike[str], image_field: str, label_field: str, batch_size: int) -> "Reader":

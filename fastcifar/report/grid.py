@@ -46,11 +46,12 @@ def draw_grid(
             )
     if out.suffix not in FORMATS:
         raise UserError(f"--out {out}: must end in one of {', '.join(FORMATS)}")
-    columns = [torch.from_numpy(split.images[:images]) / 255]
-    # Not shuffled, sample i stands in row i; its draws depend on nothing but (seed, epoch, i).
-    loader = ResidentLoader(
-        split, policy, batch_size=images, seed=seed, device=device, shuffle=False, num_classes=len(classes)
-    )
+    shown = split.part(0, images)
+    columns = [torch.from_numpy(shown.images) / 255]
+    # Not shuffled, sample i stands in row i; its draws depend on nothing but (seed, epoch, i). Its partner, where the policy
+    # mixes, is any sample of the split.
+    source, options = split if policy.mixing else shown, {"seed": seed, "device": device, "num_classes": len(classes)}
+    loader = ResidentLoader(source, policy, batch_size=images, shuffle=False, **options)
     for epoch in range(draws):
         loader.set_epoch(epoch)
         columns.append(restored(loader.batch(0)[0], policy))
@@ -61,7 +62,7 @@ def draw_grid(
         for row, picture in enumerate(pictures.numpy()):
             axes[row, column].imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes[row, column].set(xticks=[], yticks=[])
-    for row, label in enumerate(split.labels[:images]):
+    for row, label in enumerate(shown.labels):
         axes[row, 0].set_ylabel(classes[label], fontsize=8)
     with replacing(out) as temporary:
         figure.savefig(temporary, dpi=DPI)

@@ -61,6 +61,16 @@ def test_the_images_that_are_read_are_a_copy(beton):
     assert read_beton(beton).images.any()
 
 
+@pytest.mark.parametrize("part", [slice(0, 7), slice(19, 40), slice(5, 5), slice(None)])
+def test_some_of_the_images_are_read_without_the_others(beton, part):
+    images, _ = some_images(20)
+    read = read_beton(beton)
+    np.testing.assert_array_equal(read[part], images[part])
+    assert read[part].dtype == np.uint8
+    assert read.image_shape == images.shape[1:]
+    assert "images" not in vars(read)  # all of them, kept
+
+
 def test_progress_rises_to_1(tmp_path):
     told = []
     write_beton(tmp_path / "b", *some_images(3, 600, 700), page_size=MIN_PAGE_SIZE, progress=told.append)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fastcifar.data.beton import write_beton
-from fastcifar.data.dataset import Manifest, file_sha256, load_dataset, load_manifest
+from fastcifar.data.dataset import Manifest, Split, file_sha256, load_dataset, load_manifest
 from fastcifar.errors import UserError
 
 
@@ -54,6 +54,17 @@ def test_what_is_written_loads(tmp_path):
     for name, (images, labels) in splits.items():
         np.testing.assert_array_equal(getattr(dataset, name).images, images)
         np.testing.assert_array_equal(getattr(dataset, name).labels, labels)
+
+
+def test_a_part_of_a_split_is_read_alone(tmp_path, monkeypatch):
+    _, splits = write_dataset(tmp_path, {"train": 8})
+    train = load_dataset(tmp_path).train
+    monkeypatch.setattr("fastcifar.data.beton.Beton.images", property(lambda beton: pytest.fail("read whole")))
+    images, labels = splits["train"]
+    for split in (train, Split(images, labels)):
+        assert split.image_shape == (4, 6, 3)
+        np.testing.assert_array_equal(split.part(2, 5).images, images[2:5])
+        np.testing.assert_array_equal(split.part(2, 5).labels, labels[2:5])
 
 
 def test_a_split_that_is_not_there_is_none(tmp_path):

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from fastcifar.augment import IGNORE, MixUp, Normalize, Policy, RandomCrop, RandomHorizontalFlip
+from fastcifar.data.beton import Beton, read_beton, write_beton
 from fastcifar.data.dataset import Split
-from fastcifar.data.resident import ResidentLoader
+from fastcifar.data.resident import ResidentLoader, uploaded
 from fastcifar.errors import UserError
 
 POLICY = Policy((RandomCrop(8, padding=2), RandomHorizontalFlip(), Normalize(0.5, 0.5)), dtype="float32")
@@ -94,3 +95,32 @@ def test_a_reseeded_loader_gives_the_batches_of_a_new_one_from_the_same_tensors(
         for one, other in zip(epoch_of(loader, epoch), epoch_of(fresh, epoch), strict=True):
             assert torch.equal(one, other)
     assert (loader.seed, loader.state.data_ptr(), loader.order.data_ptr()) == (2**62, state, order)
+
+
+@pytest.mark.parametrize("portion", [1, 8 * 8 * 3 * 16, 2**20])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_split_goes_to_the_device_whole_whatever_the_portions(split, device, portion):
+    images = uploaded(split, torch.device(device), portion)
+    assert images.device.type == device
+    assert torch.equal(images.cpu(), torch.from_numpy(split.images))
+
+
+def test_the_host_holds_no_more_of_a_file_than_a_portion(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    write_beton(tmp_path / "a.beton", rng.integers(0, 256, (50, 8, 8, 3), np.uint8), np.arange(50))
+    beton, held = read_beton(tmp_path / "a.beton"), []
+    gather = Beton.__getitem__
+
+    def holding(beton, samples):
+        held.append(gather(beton, samples))
+        return held[-1]
+
+    monkeypatch.setattr(Beton, "__getitem__", holding)
+    images = uploaded(Split(beton, beton.labels), torch.device("cpu"), 8 * 8 * 3 * 16)
+    assert [len(part) for part in held] == [16, 16, 16, 2]
+    assert torch.equal(images, torch.from_numpy(np.concatenate(held)))
+
+
+def test_loaders_on_the_host_share_the_pixels_of_the_split(split):
+    one, other = (ResidentLoader(split, POLICY, batch_size=10) for _ in range(2))
+    assert one.images.data_ptr() == other.images.data_ptr() == split.images.ctypes.data

@@ -1,10 +1,14 @@
 """The streaming loader: the resident loader's batches, with memory and threads that stay flat."""
 
+import ctypes
 import gc
+import mmap
 import os
+import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +21,10 @@ from data_prep.sources import find_source
 from fastcifar.augment import CutMix, MixUp, Normalize, Policy, RandomCrop, RandomHorizontalFlip
 from fastcifar.config import load_recipe
 from fastcifar.data.beton import read_beton, write_beton
-from fastcifar.data.dataset import Split
+from fastcifar.data.dataset import Manifest, Split, file_sha256
 from fastcifar.data.resident import ResidentLoader
 from fastcifar.data.shard import Shard
-from fastcifar.data.streaming import DeviceFeed, StreamingLoader, choose_loader, free_memory
+from fastcifar.data.streaming import DeviceFeed, StreamingLoader, choose_loader
 from fastcifar.errors import UserError
 
 try:
@@ -229,6 +233,113 @@ def test_memory_and_threads_stay_flat_over_20_epochs(tmp_path):
 
 
 @needs_ffcv
+def test_a_data_set_that_memory_does_not_hold_is_streamed(tmp_path):
+    """A process that may allocate 160 MiB makes every batch of 288 MiB of pixels, and could not hold them."""
+    images = np.broadcast_to(np.arange(24 * 64 * 64 * 3, dtype=np.uint8).reshape(24, 1, 64, 64, 3), (24, 1000, 64, 64, 3))
+    write_beton(tmp_path / "train.beton", images.reshape(-1, 64, 64, 3), np.arange(24_000) % 2)
+    manifest = Manifest(
+        name="large",
+        classes=("even", "odd"),
+        image_shape=(64, 64, 3),
+        counts={"train": 24_000},
+        split_seed=0,
+        val_fraction=0.0,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        sha256={"train": file_sha256(tmp_path / "train.beton")},
+        source="none",
+    )
+    (tmp_path / "dataset.json").write_text(manifest.to_json())
+    command = [sys.executable, Path(__file__).with_name("limited_memory.py"), tmp_path, str(160 * 2**20)]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.getcwd()}  # CUDA reserves far more for itself
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["24000 images streamed", "no memory for all at once"], done.stderr
+
+
+@needs_ffcv
+def test_opening_a_file_costs_a_fraction_of_its_pixels(tmp_path):
+    """FFCV's own memory map takes 500 bytes a sample, in Python objects."""
+    from ffcv.reader import Reader as FileReader
+
+    from fastcifar.data.ffcv_reader import FileMap
+
+    file = FileReader(str(write_split(tmp_path / "a.beton", 20_000, 2, 2)))
+    tracemalloc.start()
+    try:
+        FileMap(file)
+        assert tracemalloc.get_traced_memory()[1] < 50 * 20_000
+    finally:
+        tracemalloc.stop()
+
+
+@needs_ffcv
+def test_ffcvs_own_loaders_keep_their_memory_map(loader):
+    from ffcv.loader import loader as module
+    from ffcv.memory_managers import OSCacheManager
+
+    from fastcifar.data.ffcv_reader import FileMap
+
+    assert isinstance(loader._feed.reader.memory_manager, FileMap)
+    assert module.OSCacheManager is OSCacheManager
+
+
+@needs_ffcv
+@pytest.mark.parametrize("first", [0, 2])
+def test_every_sample_is_asked_for_once_and_before_it_is_read(path, monkeypatch, first):
+    from fastcifar.data.ffcv_reader import READ_AHEAD, Reader, Reading
+
+    streaming, events = StreamingLoader(path, POLICY, batch_size=5), []
+    ask_for, run_pipeline = Reader.ask_for, Reading.run_pipeline
+
+    def asking(reader, samples):
+        events.append(("asked", samples.tolist()))
+        ask_for(reader, samples)
+
+    def reading(thread, number, samples, *rest):
+        events.append(("read", samples.tolist()))
+        return run_pipeline(thread, number, samples, *rest)
+
+    monkeypatch.setattr(Reader, "ask_for", asking)
+    monkeypatch.setattr(Reading, "run_pipeline", reading)
+    for position in range(first, len(streaming)):
+        streaming.batch(position)
+    order = streaming.order[first * 5 :].tolist()
+    seen = {"asked": [], "read": []}
+    for what, samples in events:
+        seen[what] += samples
+        assert seen["asked"][: len(seen["read"])] == seen["read"]
+        assert len(seen["asked"]) <= len(seen["read"]) + (1 + READ_AHEAD) * 5
+    assert seen == {"asked": order, "read": order}
+
+
+@needs_ffcv
+def test_what_is_asked_for_comes_into_memory_unread(tmp_path):
+    path = write_split(tmp_path / "a.beton", 2000, 32, 32)
+    reader = StreamingLoader(path, POLICY, batch_size=2)._feed.reader
+    samples = np.array([1700, 400, 900])
+    first, last = (place // mmap.PAGESIZE for place in (reader._places[samples], reader._places[samples] + 32 * 32 * 3 - 1))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())  # what is not on the disk yet stays in memory
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if pages_in_memory(path)[[first, last]].any():
+        pytest.skip("this file system keeps its files in memory")
+    reader.ask_for(samples)
+    deadline = time.monotonic() + 20
+    while not pages_in_memory(path)[[first, last]].all() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert pages_in_memory(path)[[first, last]].all()
+
+
+def pages_in_memory(path):
+    """(pages,) bool, of a file."""
+    data = np.memmap(path, mode="r")
+    found = np.zeros(-(-len(data) // mmap.PAGESIZE), np.uint8)
+    address, length = ctypes.c_void_p(data.ctypes.data), ctypes.c_size_t(len(data))
+    assert ctypes.CDLL(None).mincore(address, length, ctypes.c_void_p(found.ctypes.data)) == 0
+    return found % 2 == 1
+
+
+@needs_ffcv
 def test_threads_and_random_state_of_the_process_are_left_alone(path):
     before = torch.get_num_threads(), torch.get_rng_state(), np.random.get_state()[1:3]
     for _ in StreamingLoader(path, POLICY, batch_size=10):
@@ -316,10 +427,11 @@ def test_a_loader_that_is_asked_for_is_chosen_and_no_other_exists():
         choose_loader("disk", 1, "cpu", 1000)
 
 
-def test_free_memory_is_asked_of_the_system():
-    if Path("/proc/meminfo").exists():
-        assert 2**20 < free_memory(torch.device("cpu")) < 2**50
-    assert choose_loader("auto", 1, "cpu")[0] == "resident"
+def test_free_memory_is_asked_of_the_system(monkeypatch):
+    monkeypatch.setattr("fastcifar.data.streaming.free_memory", {torch.device("cpu"): 1000}.get)
+    assert choose_loader("auto", 800, "cpu")[0] == "resident"
+    assert choose_loader("auto", 801, "cpu")[0] == "streaming"
+    assert choose_loader("auto", 801, "meta") == ("resident", "free memory of meta unknown")
 
 
 class LateDevice:

@@ -5,8 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fastcifar.augment import Normalize, Policy, RandomCrop, RandomHorizontalFlip, augment
+from fastcifar.augment import MixUp, Normalize, Policy, RandomCrop, RandomHorizontalFlip, augment
+from fastcifar.data.beton import read_beton, write_beton
 from fastcifar.data.dataset import Split
+from fastcifar.data.resident import ResidentLoader
 from fastcifar.errors import UserError
 from fastcifar.report import grid
 
@@ -34,6 +36,19 @@ def test_the_columns_are_the_originals_and_the_draws_of_the_epochs(split, tmp_pa
     for epoch, pictures in enumerate(epochs):
         expected = augment(torch.from_numpy(split.images[:3]), torch.arange(3), epoch=epoch, seed=5, policy=policy)
         np.testing.assert_allclose(pictures, (expected * 0.25 + 0.5).clamp(0, 1).permute(0, 2, 3, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("mixing", [(), (MixUp(0.4),)])
+def test_the_draws_are_those_of_the_whole_split_of_which_no_more_is_read_than_is_needed(tmp_path, monkeypatch, mixing):
+    rng = np.random.default_rng(0)
+    write_beton(tmp_path / "a.beton", rng.integers(0, 256, (40, 12, 10, 3), np.uint8), np.arange(40) % 2)
+    beton, shown = read_beton(tmp_path / "a.beton"), []
+    monkeypatch.setattr("matplotlib.axes.Axes.imshow", lambda axes, picture, **options: shown.append(picture))
+    policy = Policy((RandomCrop(8, padding=2), Normalize(0.5, 0.25), *mixing), dtype="float32")
+    draw(Split(beton, beton.labels), policy, tmp_path / "grid.png", draws=1)
+    assert ("images" in vars(beton)) == bool(mixing)  # all of them, kept
+    whole = ResidentLoader(Split(beton, beton.labels), policy, batch_size=40, seed=5, shuffle=False, num_classes=2)
+    np.testing.assert_array_equal(np.stack(shown[3:]), grid.restored(whole.batch(0)[0], policy)[:3])
 
 
 def test_a_policy_that_does_nothing_shows_the_originals(split):
