@@ -99,7 +99,10 @@ def pil(policy: Policy, count: int) -> Iterator[Work]:
     peers.pil_policy(policy)  # says here what it cannot do, and not in a process that would be started again and again
     with peers.workers().Pool(peers.CORES, _start_worker, [policy]) as pool:
         shares = [share] * peers.CORES
-        run = functools.partial(pool.map, _work, shares, chunksize=1)
+
+        def run() -> None:
+            pool.map_async(_work, shares, chunksize=1).get(peers.PATIENCE_S)
+
         yield Work(run, sum(shares), note=lambda: f"{peers.CORES} processes")
 
 

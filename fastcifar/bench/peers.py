@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import multiprocessing
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -29,6 +30,8 @@ EXTRAS = {"kornia": "peers", "timm": "peers", "ffcv": "ffcv"}
 AFTER_TENSOR = "Normalize", "RandomErasing"
 """torchvision's transforms that PIL images must be made tensors for."""
 ONE_DRAW = "one draw for a whole batch, which is less work than one an image"
+PATIENCE_S = 120
+"""After which a worker that has not answered is taken for dead."""
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 Batches = Callable[[torch.Tensor], torch.Tensor]
@@ -43,11 +46,14 @@ def require(package: str) -> ModuleType:
     """Import a module of a peer, as in "kornia.augmentation"."""
     name = package.partition(".")[0]
     try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        raise Unavailable(f"{name} is not installed; get it with: pip install 'fastcifar[{EXTRAS[name]}]'") from None
+        with warnings.catch_warnings(action="ignore"):
+            return importlib.import_module(package)
+    except Exception as error:  # FFCV's compiled part fails in many ways
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            why = f"{name} is not installed; get it with: pip install 'fastcifar[{EXTRAS[name]}]'"
+        else:
+            why = f"{name} cannot be imported: {' '.join(str(error).split())}"
+        raise Unavailable(why) from None
 
 
 def torchvision_policy(policy: Policy, library: ModuleType, first: list[Any], last: list[Any]) -> Callable[[Any], Any]:
@@ -149,6 +155,7 @@ def data_loader(
         shuffle=shuffle,
         drop_last=shuffle,
         num_workers=CORES,
+        timeout=PATIENCE_S,
         pin_memory=device.type == "cuda",
         persistent_workers=True,
         multiprocessing_context=workers(),

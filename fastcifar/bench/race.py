@@ -153,6 +153,7 @@ class Runner:
         """Give back what it holds."""
         self.work = None
         self.resources.close()
+        torch.set_num_threads(self.threads)
 
     def _prepare(self) -> None:
         self.work = self.resources.enter_context(self.contestant.ready())

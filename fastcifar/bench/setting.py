@@ -48,13 +48,14 @@ ON_CPU = {
 
 ON_CUDA = {
     "prep": Size(rounds=5, images=50_000),
-    "loader": Size(rounds=7, images=40_960, slow_images=40_960, batches=(64, 512, 4096)),
-    "augment": Size(rounds=9, images=2**17, slow_images=2**14, batches=(64, 256, 1024, 4096, 16384)),
-    "erasing": Size(rounds=9, images=2**17, slow_images=2**14, batches=(64, 256, 1024, 4096, 16384)),
-    "step": Size(rounds=7, images=12_800, batches=(64, 256, 1024)),
+    "loader": Size(rounds=5, images=40_960, slow_images=16_384, batches=(64, 512)),
+    "augment": Size(rounds=7, images=2**17, slow_images=2**13, batches=(64, 256, 1024, 4096, 16384)),
+    "erasing": Size(rounds=7, images=2**17, slow_images=2**13, batches=(64, 256, 1024, 4096, 16384)),
+    "step": Size(rounds=7, images=6_400, batches=(64, 512)),
     "epoch": Size(rounds=3, images=40_000),
-    "train": Size(rounds=3, images=40_000, epochs=4),
+    "train": Size(rounds=2, images=40_000, epochs=2),
 }
+"""Meant for one to two minutes a subject, most of it compiling and starting workers; not measured."""
 
 TINY = {name: Size(rounds=2, images=16, slow_images=16, batches=(8,)) for name in ON_CPU}
 """To see that everything runs; of no use as a measurement."""

@@ -4,18 +4,26 @@ from collections.abc import Callable
 
 import torch
 
-from fastcifar.engine.captured import capture, side_stream
+from fastcifar.bench.peers import Unavailable
+from fastcifar.engine.captured import CaptureFailed, capture, side_stream
 
 REPLAYS = 4
 """Of a graph in a round, so that starting it, some 10 us, is little of it."""
 
 
 def captured(run: Callable[[], list[torch.Tensor]]) -> Callable[[], list[torch.Tensor]]:
-    """`run` as a CUDA graph, replayed `REPLAYS` times: the device's time, without that of the host."""
+    """`run` as a CUDA graph, replayed `REPLAYS` times: the device's time, without that of the host.
+
+    Raises:
+        Unavailable: it cannot be captured.
+    """
     kept = []
     with side_stream():
         run()  # compiles
-    replay = capture(lambda: kept.extend(run()))
+    try:
+        replay = capture(lambda: kept.extend(run()))
+    except CaptureFailed as error:
+        raise Unavailable(f"it could not be captured: {error}") from None
 
     def replay_all() -> list[torch.Tensor]:
         for _ in range(REPLAYS):

@@ -25,12 +25,13 @@ def test_a_peer_that_is_missing_is_one_line_with_its_name_and_its_extra(monkeypa
         peers.require("no_such_peer.augmentation")
 
 
-def test_what_a_peer_itself_lacks_is_not_taken_for_the_peer(monkeypatch):
-    def broken(name, *rest, **options):
-        raise ModuleNotFoundError("No module named 'cv2'", name="cv2")
+@pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'cv2'", name="cv2"), ImportError("lib.so:\nno file")])
+def test_a_peer_that_is_there_and_broken_says_what_is_wrong_with_it(monkeypatch, error):
+    def broken(name):
+        raise error
 
     monkeypatch.setattr(peers.importlib, "import_module", broken)
-    with pytest.raises(ModuleNotFoundError, match="cv2"):
+    with pytest.raises(peers.Unavailable, match=r"kornia cannot be imported: (No module named 'cv2'|lib.so: no file)$"):
         peers.require("kornia")
 
 

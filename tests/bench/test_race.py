@@ -113,6 +113,7 @@ def test_a_peer_that_sets_the_number_of_threads_sets_it_for_itself_alone():
     before = torch.get_num_threads()
     try:
         race(a_case(greedy.contestant(), ours.contestant(ours=True)))
+        assert torch.get_num_threads() == before
     finally:
         torch.set_num_threads(before)
     assert set(counts) == {before}

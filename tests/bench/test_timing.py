@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fastcifar.bench.peers import Unavailable
 from fastcifar.bench.timing import REPLAYS, captured, past_the_cache
 
 
@@ -30,3 +31,11 @@ def test_a_captured_run_is_replayed_as_often_as_it_says():
     (kept,) = replay()
     assert count.item() == REPLAYS
     assert kept.item() == 2 * REPLAYS
+
+
+@pytest.mark.gpu
+def test_what_cannot_be_captured_is_unavailable_and_says_why():
+    ones = torch.ones(3, device="cuda")
+    with pytest.raises(Unavailable, match="could not be captured"):
+        captured(lambda: [ones * ones.sum().item()])
+    assert (ones + 1).sum().item() == 6
