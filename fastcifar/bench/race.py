@@ -1,4 +1,4 @@
-"""A race: contestants that do the same work take turns, round by round, in one process.
+"""A race: contestants that do the same work take turns, round by round.
 
 So whatever slows the machine for a while slows all of them, and a ratio of two rounds side by side is of the two programs.
 """

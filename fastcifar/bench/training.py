@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from fastcifar.bench.apart import apart
 from fastcifar.bench.floors import run_floor, step_floor
 from fastcifar.bench.peers import CORES
 from fastcifar.bench.plain import PlainTraining, train_step
@@ -102,7 +103,7 @@ def _step_case(setting: Setting, batch: int) -> Case:
         Contestant(name, functools.partial(engine_steps, job, backend, steps), ours=True) for name, backend in backends.items()
     ]
     theirs = [
-        Contestant(PLAIN, functools.partial(plain_steps, job, steps)),
+        Contestant(PLAIN, _as_users_run_it(functools.partial(plain_steps, job, steps), device)),
         Contestant("eager PyTorch as the recipe", functools.partial(bare_steps, job, steps)),
     ]
     return Case(
@@ -146,11 +147,16 @@ def _run_case(
         floor=lambda: run_floor(job.macs, trained, scored, job.device, recipe.train.precision),
         contestants=(
             Contestant("fastcifar", functools.partial(ours, job), ours=True),
-            Contestant(f"{PLAIN}, DataLoader", functools.partial(theirs, job)),
+            Contestant(f"{PLAIN}, DataLoader", _as_users_run_it(functools.partial(theirs, job), job.device)),
         ),
         rounds=setting.size.rounds,
         warm_up=1,
     )
+
+
+def _as_users_run_it(ready: Callable[[], AbstractContextManager[Work]], device: torch.device) -> Callable[..., Any]:
+    """Apart on a CPU; on CUDA, whose clock and memory are this process's, together with the others."""
+    return functools.partial(apart, ready) if device.type == "cpu" else ready
 
 
 def _job(setting: Setting, batch: int, epochs: int) -> Job:

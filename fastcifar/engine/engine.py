@@ -14,6 +14,7 @@ from fastcifar.engine.caches import warm_start
 from fastcifar.engine.distributed import World, seed_rank, synchronise_batchnorm
 from fastcifar.engine.environment import device_name, environment
 from fastcifar.engine.evaluate import Evaluator, Logits, evaluation_loader, logits_of
+from fastcifar.engine.memory import keep_freed_memory
 from fastcifar.engine.precision import gradient_scaler, reset_scaler, scaler_state, to_weights_dtype
 from fastcifar.models import build_model
 from fastcifar.models.padding import pad_widths
@@ -23,7 +24,8 @@ from fastcifar.optim.optimizers import build_optimizer
 class Engine:
     """Everything on the device that a run of `recipe` on `dataset` works with, ready for its first step.
 
-    Use it inside `fastcifar.engine.precision.arithmetic(recipe.train.precision)`.
+    Use it inside `fastcifar.engine.precision.arithmetic(recipe.train.precision)`. On a CPU the process keeps from now on the
+    memory that it frees; see `fastcifar.engine.memory.keep_freed_memory`.
 
     Args:
         recipe: its number of classes and channels is taken from the data set.
@@ -52,6 +54,8 @@ class Engine:
         self.dataset, self.world, self.device = dataset, world, world.device
         if self.device.type == "cuda" and self.device.index is not None:
             torch.cuda.set_device(self.device)  # of streams, events and graphs
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self._asked_loader = loader
         self.loader_kind, self.loader_reason = self._choose_loader("train")
         streaming = self.loader_kind == "streaming"

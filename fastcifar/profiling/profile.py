@@ -6,6 +6,7 @@ A captured step is traced twice, since a graph's kernels are launched at once: r
 the same kernels their phases.
 """
 
+import os
 import resource
 import statistics
 import time
@@ -26,11 +27,12 @@ from fastcifar.engine.environment import environment
 from fastcifar.engine.precision import PRECISIONS
 from fastcifar.engine.trainer import arithmetic_of
 from fastcifar.engine.transfer import Clock
+from fastcifar.errors import UserError
 from fastcifar.files import replacing
 from fastcifar.models import build_model
 from fastcifar.models.padding import ALIGNED
 from fastcifar.profiling.bottleneck import bottleneck
-from fastcifar.profiling.roofline import FLOPS_PER_MAC, measure_ceilings
+from fastcifar.profiling.roofline import FLOPS_PER_MAC, best_of, measure_ceilings
 from fastcifar.profiling.summary import Summary, summarize
 from fastcifar.profiling.trace import PHASES, Trace, Work, busy_seconds, mark, phases_by_order, read_trace
 
@@ -61,13 +63,18 @@ def profile(
     """
     steps = steps or STEPS[device.type]
     recipe = _long_enough(recipe, dataset, steps)
+    dtype = PRECISIONS[recipe.train.precision].compute
     with arithmetic_of(recipe):
+        before = measure_ceilings(device, dtype)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         engine = Engine(recipe, dataset, World(device), backend=backend, loader=loader, mark=mark)
         warm_up_s = engine.warm_up()
         engine.model.train()
         rounds, launch_s = _time_rounds(engine, steps)
+        peak_bytes = _peak_bytes(device)
+        ceilings = best_of(before, measure_ceilings(device, dtype))
         traced = _trace_steps(engine, steps, trace)
-        ceilings = measure_ceilings(device, PRECISIONS[recipe.train.precision].compute)
     step_s, height_width = statistics.median(rounds), dataset.manifest.image_shape
     shape = (height_width[2], *recipe.augment.output_size(*height_width))
     summary = summarize(build_model(engine.recipe.model), shape)
@@ -94,7 +101,7 @@ def profile(
         "bytes": moved,
         "bytes_per_s": moved["step"] / step_s,
         "ceilings": asdict(ceilings),
-        "peak_bytes": _peak_bytes(device),
+        "peak_bytes": peak_bytes,
         "environment": environment(device),
     }
     widths = engine.recipe.model.stem_channels, *engine.recipe.model.channels
@@ -147,13 +154,18 @@ def _trace_steps(engine: Engine, steps: int, path: Path) -> Trace:
 
 def _recorded(run: Callable[[], None], device: torch.device, path: Path) -> Trace:
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    if device.type == "cpu":  # the profiler's library would complain that there is no GPU
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with torch.profiler.profile(activities=activities) as recording:
         run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     with replacing(path) as temporary:
         recording.export_chrome_trace(str(temporary))
-        return read_trace(temporary)
+        traced = read_trace(temporary)
+        if not traced.work or traced.on_cpu != (device.type == "cpu"):
+            raise UserError(f"the profiler recorded no work on {device}: does another profiler hold it?")
+        return traced
 
 
 def _account(traced: Trace, steps: int, step_s: float) -> dict[str, Any]:

@@ -4,7 +4,6 @@ The roofline model: Williams, Waterman and Patterson, Roofline, 2009 (https://do
 """
 
 import functools
-import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,7 +19,7 @@ COPIED_BYTES = {"cpu": 2**27, "cuda": 2**30}  # more than the caches hold
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What a device reached.
+    """The most that a device reached.
 
     Attributes:
         flops_per_s: of a large square matrix product in the run's dtype, FLOP/s.
@@ -32,7 +31,11 @@ class Ceilings:
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """Measure both ceilings on random data, each the median of several runs after a warm-up; one or two seconds."""
+    """Measure both ceilings on random data; a few seconds.
+
+    Each is the best of several runs, as in STREAM (McCalpin, https://www.cs.virginia.edu/stream/): what a neighbour takes away
+    for a moment lowers a median, but a ceiling is what the device can do.
+    """
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # events are of the current device
         return Ceilings(_product_flops_per_s(device, dtype), _copy_bytes_per_s(device))
 
@@ -42,27 +45,33 @@ def floor_seconds(macs: int, images: int, ceilings: Ceilings) -> float:
     return FLOPS_PER_MAC * macs * images / ceilings.flops_per_s
 
 
+def best_of(first: Ceilings, second: Ceilings) -> Ceilings:
+    """The better of two measurements, in both respects."""
+    return Ceilings(max(first.flops_per_s, second.flops_per_s), max(first.bytes_per_s, second.bytes_per_s))
+
+
 def _product_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
-    """The rate of the first square product, its side doubling, that takes long enough; of the largest at the latest.
+    """The best rate of square products, their side doubling until one takes long enough; to the largest at the latest.
 
     A fixed side would not do: of bf16 at side 2048 two CPU cores were measured to need 0.09 s with AMX and 50 s with AVX2.
     """
-    side, seconds = SMALLEST_SIDE // 2, 0.0
+    side, seconds, best = SMALLEST_SIDE // 2, 0.0, 0.0
     while seconds < LONG_ENOUGH_S and side < LARGEST_SIDE:
         side *= 2
         left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        seconds = _median_seconds(functools.partial(torch.mm, left, right, out=torch.empty_like(left)), device)
-    return 2 * side**3 / seconds
+        seconds = _least_seconds(functools.partial(torch.mm, left, right, out=torch.empty_like(left)), device)
+        best = max(best, 2 * side**3 / seconds)
+    return best
 
 
 def _copy_bytes_per_s(device: torch.device) -> float:
     source = torch.randn(COPIED_BYTES[device.type] // 4, device=device)
-    return 2 * source.nbytes / _median_seconds(functools.partial(torch.empty_like(source).copy_, source), device)
+    return 2 * source.nbytes / _least_seconds(functools.partial(torch.empty_like(source).copy_, source), device)
 
 
-def _median_seconds(run: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
+def _least_seconds(run: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
     run()
-    return statistics.median(_seconds(run, device) for _ in range(repeats))
+    return min(_seconds(run, device) for _ in range(repeats))
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:

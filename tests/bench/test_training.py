@@ -29,6 +29,12 @@ def engines(monkeypatch):
     return built
 
 
+@pytest.fixture
+def here(monkeypatch):
+    """Peers that would have a process of their own stay in this one."""
+    monkeypatch.setattr(training, "apart", lambda ready: ready())
+
+
 def test_a_round_is_as_many_steps_of_the_engine_and_any_number_of_rounds_can_be_run(setting, engines):
     with contestant(one(training.step_cases(setting)), "fastcifar").ready() as work:
         for _ in range(setting.size.rounds + 2):
@@ -39,7 +45,7 @@ def test_a_round_is_as_many_steps_of_the_engine_and_any_number_of_rounds_can_be_
 
 
 @pytest.mark.parametrize("name", [training.PLAIN, "eager PyTorch as the recipe"])
-def test_a_round_of_a_peer_is_as_many_steps_of_the_same_model(setting, monkeypatch, name):
+def test_a_round_of_a_peer_is_as_many_steps_of_the_same_model(setting, here, monkeypatch, name):
     models, build = [], training.build_model
     for module in ("training", "plain"):
         monkeypatch.setattr(f"fastcifar.bench.{module}.build_model", lambda config: models.append(build(config)) or models[-1])
@@ -69,7 +75,7 @@ def test_a_run_has_the_epochs_that_are_asked_for_and_a_directory_of_its_own(sett
     assert "train" in work.note()
 
 
-def test_a_plain_run_has_the_same_epochs_and_its_workers_end_with_it(setting, monkeypatch):
+def test_a_plain_run_has_the_same_epochs_and_its_workers_end_with_it(setting, here, monkeypatch):
     epochs, epoch = [], PlainTraining.epoch
     monkeypatch.setattr(PlainTraining, "epoch", lambda plain: epochs.append(plain) or epoch(plain))
     case = one(training.train_cases(dataclasses.replace(setting, size=Size(rounds=1, images=16, batches=(8,), epochs=2))))
@@ -92,3 +98,13 @@ def test_a_long_warm_up_of_the_learning_rate_is_no_obstacle():
     setting = Setting(torch.device("cpu"), recipe, Size(rounds=1, images=16, batches=(8,)))
     with one(training.train_cases(setting)).contestants[0].ready() as work:
         assert work.run()["steps"] == 2
+
+
+@pytest.mark.parametrize("cases", [training.step_cases, training.epoch_cases, training.train_cases])
+def test_plain_training_on_a_cpu_has_a_process_of_its_own(setting, monkeypatch, cases):
+    sent = []
+    monkeypatch.setattr(training, "apart", sent.append)
+    case = one(cases(setting))
+    for contestant in case.contestants[1:]:
+        contestant.ready()
+    assert len(sent) == 1

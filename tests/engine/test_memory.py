@@ -1,13 +1,40 @@
-"""Out of memory: one line that says what would fit."""
+"""Freed memory is kept; out of memory is one line that says what would fit."""
 
 import dataclasses
+import platform
+import resource
 
 import pytest
 import torch
 
 from fastcifar.engine import memory
+from fastcifar.engine.distributed import World
+from fastcifar.engine.engine import Engine
 from fastcifar.engine.trainer import train
 from fastcifar.errors import UserError
+
+
+def faults(size, times=5):
+    """Pages that the kernel gave while a tensor of `size` bytes was made and let go, again and again."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        torch.ones(size, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator can be told")
+def test_memory_that_was_freed_is_used_again():
+    size = 2**27  # more than glibc would keep on its own
+    memory.keep_freed_memory()
+    faults(size)
+    assert faults(size) < size / resource.getpagesize() / 10
+
+
+def test_an_engine_on_a_cpu_keeps_what_it_frees(recipe, dataset, monkeypatch):
+    told = []
+    monkeypatch.setattr("fastcifar.engine.engine.keep_freed_memory", lambda: told.append(True))
+    Engine(recipe, dataset, World(torch.device("cpu")))
+    assert told
 
 
 @pytest.mark.parametrize(("fixed", "an_image"), [(0, 1000), (50_000, 700), (10**7, 123_456)])

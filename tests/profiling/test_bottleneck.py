@@ -32,6 +32,8 @@ def idling(share, **phases):
         ({"groups": GROUPS | {CONVOLUTION: 0.1}, "backend": "eager"}, "memory-bound: 72% of the work.* --step compiled"),
         ({"groups": GROUPS | {CONVOLUTION: 0.1}}, r"memory-bound.* train\.precision to pure_bf16"),
         ({"utilisation": 0.8}, r"compute-bound: the step reaches 80% .* model\.channels"),
+        ({"utilisation": 0.8, "device": "cpu"}, r"compute-bound: the step reaches 80% .* model\.channels"),
+        ({"device": "cpu"}, r"bound by convolutions, .* train\.batch_size"),
         ({"utilisation": 0.8, "precision": "fp32"}, r"compute-bound.* train\.precision to bf16"),
         ({"awkward_widths": True}, r"bound by convolutions, 73% of the work.* train\.pad_widths"),
         ({}, r"bound by convolutions.* train\.batch_size"),
