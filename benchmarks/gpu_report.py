@@ -20,7 +20,8 @@ def write_tables(results: Mapping[str, Any], path: Path) -> None:
     piece = results["pieces"].get("scaling", {})
     if "result" in piece:
         title = f"the seed recipe on {results['environment']['device']}"
-        plot_scaling(_points(piece["result"]), path.with_name(f"{path.stem}-scaling.png"), title)
+        picture = path.with_name(f"{path.stem}-scaling.png")
+        plot_scaling(_points(piece["result"]), picture, title, piece["result"]["streaming_begins"])
 
 
 def tables(results: Mapping[str, Any]) -> str:

@@ -13,6 +13,8 @@ from fastcifar.report.grid import FORMATS
 
 ROW_INCHES, HEAD_INCHES = 0.22, 0.9
 OURS, THEIRS = "tab:blue", "tab:gray"
+WIDE = 10
+"""A range from which on an axis is logarithmic; its bars then compare by their ends alone."""
 
 
 def check_format(option: str, path: Path) -> None:
@@ -37,7 +39,7 @@ def plot_bars(rows: Sequence[Measurement], path: Path) -> None:
     grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, ((subject,), part) in zip(grid, panels.items(), strict=True):
         _draw_bars(axes, part)
-        axes.set(title=subject, xscale="log", xlabel=_label(part[0].unit))
+        axes.set(title=subject, xscale=_scale(part), xlabel=_label(part[0].unit))
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120)
 
@@ -81,6 +83,11 @@ def _draw_bars(axes: Axes, rows: Sequence[Measurement]) -> None:
         axes.plot([row.floor] * 2, [place - 0.45, place + 0.45], "k--", linewidth=1)
     axes.set_yticks(places, [_name(row) for row in rows], fontsize="small")
     axes.grid(alpha=0.3, axis="x")
+
+
+def _scale(rows: Sequence[Measurement]) -> str:
+    values = [row.median for row in rows] + [row.floor for row in rows]
+    return "log" if max(values) > WIDE * min(values) else "linear"
 
 
 def _name(row: Measurement) -> str:

@@ -67,10 +67,10 @@ def cells(row: Measurement) -> list[str]:
         row.case,
         batch,
         row.variant,
-        _number(row.median),
-        f"{_number(low)} .. {_number(high)}",
+        number(row.median),
+        f"{number(low)} .. {number(high)}",
         "" if row.share_of_floor is None else f"{row.share_of_floor:.2%}",
-        "" if row.ratio is None else f"{_number(row.ratio)} x",
+        "" if row.ratio is None else f"{number(row.ratio)} x",
         f"{row.warm_up_s:.3g} s",
     ]
 
@@ -112,7 +112,8 @@ def _line(row: Sequence[str]) -> str:
     return f"| {' | '.join(row)} |"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Three digits, or all before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

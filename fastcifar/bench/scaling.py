@@ -18,6 +18,7 @@ import torch
 from matplotlib.figure import Figure
 
 from fastcifar.augment import RandomCrop
+from fastcifar.bench.report import number
 from fastcifar.bench.setting import CLASSES, random_dataset
 from fastcifar.config import Recipe
 from fastcifar.data.dataset import Dataset, Split
@@ -29,6 +30,13 @@ from fastcifar.engine.transfer import Clock
 from fastcifar.files import replacing
 
 CIFAR_IMAGES = 50_000
+UNITS = {
+    "batch size": "images",
+    "image size": "pixels a side",
+    "width": "times the recipe's channels",
+    "data set": "times CIFAR-10's training split",
+}
+"""Of the axes."""
 ROUNDS = 5
 
 
@@ -51,7 +59,7 @@ class Grid:
     images: int = 8192
 
 
-ON_CPU = Grid((32, 64, 128), (32, 48), (0.5, 1), (0.1, 0.2), 128)
+ON_CPU = Grid((16, 64, 256), (32, 64, 128), (0.5, 1, 2), (1, 8, 32), 128)
 TINY = Grid((8, 16), (32, 40), (0.25, 0.5), (0.001, 0.002), 16)
 """To see that everything runs; of no use as a measurement."""
 
@@ -174,7 +182,9 @@ def scaling_table(points: Sequence[Point], limit: float | None) -> str:
     lines = ["| axis | value | images/s (median, min to max) | peak device memory |", "| --- | --- | --- | --- |"]
     for point in points:
         rate = (
-            f"{point.images_per_s:,.0f} ({min(point.rounds):,.0f} to {max(point.rounds):,.0f})" if point.rounds else point.note
+            f"{number(point.images_per_s)} ({number(min(point.rounds))} to {number(max(point.rounds))})"
+            if point.rounds
+            else point.note
         )
         memory = "not measured" if point.peak_bytes is None else f"{point.peak_bytes / 2**30:.2f} GiB"
         lines.append(f"| {point.axis} | {point.value:g} | {rate} | {memory} |")
@@ -183,18 +193,22 @@ def scaling_table(points: Sequence[Point], limit: float | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot_scaling(points: Sequence[Point], path: Path, title: str) -> None:
-    """Images/s (left) and peak memory (right) against each axis, a panel each."""
+def plot_scaling(points: Sequence[Point], path: Path, title: str, limit: float | None) -> None:
+    """Images/s (left) and peak memory (right) against each axis, a panel each; `limit` is what `streaming_begins` found."""
     figure = Figure(figsize=(12, 7), layout="constrained")
     axes_of = dict(zip(dict.fromkeys(point.axis for point in points), figure.subplots(2, 2).flat, strict=False))
     for name, axes in axes_of.items():
         of_axis = [point for point in points if point.axis == name and point.rounds]
         values = [point.value for point in of_axis]
-        axes.plot(values, [point.images_per_s for point in of_axis], "o-", color="tab:blue", label="images/s")
-        axes.set(xscale="log", xlabel=name, ylabel="images/s", ylim=(0, None))
+        rates = [point.images_per_s for point in of_axis]
+        axes.plot(values, rates, "o-", color="tab:blue")
+        axes.set(xscale="log", xlabel=f"{name} ({UNITS[name]})", ylabel="images/s", ylim=(0, 1.1 * max(rates, default=1.0)))
         axes.set_xticks(values, [f"{value:g}" for value in values], minor=False)
         axes.minorticks_off()
         axes.grid(alpha=0.3)
+        if name == "data set" and limit is not None:
+            axes.axvline(limit, color="tab:red", linestyle=":")
+            axes.annotate("streaming", (limit, 0.5), xycoords=("data", "axes fraction"), rotation=90, ha="right", va="center")
         memory = [(point.value, point.peak_bytes / 2**30) for point in of_axis if point.peak_bytes is not None]
         if memory:
             right = axes.twinx()

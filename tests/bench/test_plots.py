@@ -39,6 +39,14 @@ def test_bars_have_a_panel_for_each_subject_and_a_bar_for_each_measurement(drawn
     assert second.get_title() == "prep"
 
 
+@pytest.mark.parametrize(("slowest", "scale"), [(2.0, "linear"), (0.5, "log")])
+def test_bars_begin_at_zero_unless_they_differ_widely(drawn, tmp_path, slowest, scale):
+    plots.plot_bars([row(), row(variant="kornia", rounds=(slowest,))], tmp_path / "a.png")
+    (axes,) = drawn[0].axes
+    assert axes.get_xscale() == scale
+    assert (axes.get_xlim()[0] == 0) == (scale == "linear")
+
+
 def test_a_sweep_has_a_line_for_each_variant_over_its_batch_sizes(drawn, tmp_path):
     plots.plot_sweep(ROWS, tmp_path / "a.png")
     (axes,) = drawn[0].axes

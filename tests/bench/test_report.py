@@ -64,4 +64,4 @@ def test_a_document_has_its_provenance_and_reads_back_to_the_same_measurements()
 
 @pytest.mark.parametrize(("value", "shown"), [(0.0123456, "0.0123"), (99.9, "99.9"), (1234.6, "1,235"), (1e6, "1,000,000")])
 def test_numbers_have_three_digits_or_all_of_their_whole_part(value, shown):
-    assert report._number(value) == shown
+    assert report.number(value) == shown

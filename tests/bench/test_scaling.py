@@ -35,7 +35,7 @@ def test_every_point_is_measured_drawn_and_tabled(recipe, tmp_path):
     table = scaling.scaling_table(points, 12.0)
     assert table.count("not measured") == 4  # a CPU has no device memory
     assert "from 12 times CIFAR-10" in table
-    scaling.plot_scaling(points, tmp_path / "scaling.png", "small")
+    scaling.plot_scaling(points, tmp_path / "scaling.png", "small", 12.0)
     assert [path.name for path in tmp_path.iterdir()] == ["scaling.png"]
 
 
