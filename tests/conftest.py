@@ -12,6 +12,9 @@ from fastcifar.config import Recipe, load_recipe
 from fastcifar.data.dataset import Dataset, Manifest, Split
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS looks once, before the first deterministic test
+ROOT = str(Path(__file__).parents[1])
+# For the processes that tests start: the package need not be installed.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))
 
 
 def pytest_collection_modifyitems(items):
@@ -23,6 +26,23 @@ def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in gpu_tests:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, PyTorch sees none"))
+
+
+@pytest.fixture
+def needs_sgd():
+    """Called with a precision, it skips the test where this PyTorch's SGD is wrong for its weights on a CPU."""
+
+    def check(precision):
+        import torch
+
+        from fastcifar.engine.precision import PRECISIONS
+        from fastcifar.optim.optimizers import fused_sgd_works
+
+        dtype = PRECISIONS[precision].weights
+        if dtype != torch.float32 and not fused_sgd_works(dtype):
+            pytest.skip(f"fused SGD of {dtype} on a CPU is wrong in torch {torch.__version__} (pytorch issue 191763)")
+
+    return check
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Optimizers by name, with their learning rate in device memory."""
 
+import functools
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -30,13 +31,37 @@ class OptimizerConfig:
             raise UserError("nesterov = true: needs name = 'sgd' and a momentum above 0")
 
 
+@functools.cache
+def fused_sgd_works(dtype: torch.dtype) -> bool:
+    """Whether fused SGD updates weights of `dtype` on a CPU, tried with two steps.
+
+    Of bfloat16 and float16 it was seen to leave most as they were in torch 2.11 and 2.13, and to update them in 2.15
+    (https://github.com/pytorch/pytorch/issues/191763).
+    """
+    weight = nn.Parameter(torch.ones(1024, dtype=dtype))
+    weight.grad = torch.ones_like(weight)
+    optimizer = torch.optim.SGD([weight], lr=0.5, momentum=0.5, fused=True)
+    optimizer.step()  # momentum 1, weight 0.5
+    optimizer.step()  # momentum 1.5
+    return bool((weight == -0.25).all())
+
+
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimizer over all parameters of `model`, fused: one kernel for all tensors, on CPU and CUDA.
 
     Its learning rate is a float32 scalar tensor on the model's device (`param_groups[0]["lr"]`): a schedule writes into
     it, so that a change neither recompiles nor recaptures.
+
+    Raises:
+        UserError: this PyTorch's fused SGD is wrong for such weights; see `fused_sgd_works`.
     """
     parameters = list(model.parameters())
+    for dtype in {parameter.dtype for parameter in parameters if parameter.device.type == "cpu"} - {torch.float32}:
+        if config.name == "sgd" and not fused_sgd_works(dtype):
+            raise UserError(
+                f"optimizer sgd on {dtype} weights: PyTorch {torch.__version__} spoils them on a CPU (pytorch issue 191763); "
+                "use a newer PyTorch, train.precision = 'bf16', or adamw"
+            )
     lr = torch.tensor(config.lr, dtype=torch.float32, device=parameters[0].device)
     shared = {"lr": lr, "weight_decay": config.weight_decay, "fused": True}
     if config.name == "sgd":

@@ -31,8 +31,10 @@ def assert_same(one, other):
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("precision", ["fp32", "pure_bf16", "fp16"])
 @pytest.mark.parametrize(("optimizer", "pad"), [("sgd", 0), ("adamw", 8)])
-def test_a_reset_engine_trains_as_a_new_one_of_that_seed(recipe, dataset, precision, optimizer, pad, device):
+def test_a_reset_engine_trains_as_a_new_one_of_that_seed(recipe, dataset, needs_sgd, precision, optimizer, pad, device):
     """Dropout included; on a GPU it takes deterministic kernels to be the same to the bit."""
+    if (optimizer, device) == ("sgd", "cpu"):
+        needs_sgd(precision)
     recipe = dataclasses.replace(recipe, optimizer=dataclasses.replace(recipe.optimizer, name=optimizer))
     recipe = with_train(recipe, pad_widths=pad).with_precision(precision)
     with joined(device) as world, arithmetic(precision, deterministic=True):
@@ -49,7 +51,8 @@ def test_a_reset_engine_trains_as_a_new_one_of_that_seed(recipe, dataset, precis
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_every_precision_trains_to_about_the_same_loss(recipe, dataset, precision):
+def test_every_precision_trains_to_about_the_same_loss(recipe, dataset, needs_sgd, precision):
+    needs_sgd(precision)
     losses = {}
     for name in ("fp32", precision):
         with joined("cpu") as world, arithmetic(name):
@@ -62,7 +65,8 @@ def test_every_precision_trains_to_about_the_same_loss(recipe, dataset, precisio
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("bf16", torch.float32), ("pure_bf16", torch.bfloat16), ("pure_fp16", torch.float16)]
 )
-def test_pure_precisions_keep_all_weights_but_batchnorms_in_16_bits(recipe, dataset, precision, dtype):
+def test_pure_precisions_keep_all_weights_but_batchnorms_in_16_bits(recipe, dataset, needs_sgd, precision, dtype):
+    needs_sgd(precision)
     with joined("cpu") as world:
         engine = Engine(recipe.with_precision(precision), dataset, world)
     dtypes = {name: parameter.dtype for name, parameter in engine.model.named_parameters()}

@@ -36,6 +36,15 @@ def test_ten_steps_equal_torch_with_a_changing_learning_rate(name):
     torch.testing.assert_close(ours.bias, theirs.bias)
 
 
+def test_sgd_of_16_bit_weights_is_refused_where_pytorch_spoils_them(monkeypatch):
+    monkeypatch.setattr("fastcifar.optim.optimizers.fused_sgd_works", lambda dtype: False)
+    model = torch.nn.Linear(6, 3)
+    build_optimizer(model, OptimizerConfig("sgd"))
+    with pytest.raises(UserError, match=r"sgd on torch\.bfloat16 weights: .* spoils them on a CPU"):
+        build_optimizer(model.bfloat16(), OptimizerConfig("sgd"))
+    build_optimizer(model, OptimizerConfig("adamw"))
+
+
 def test_nesterov_without_momentum_is_refused():
     with pytest.raises(UserError, match="nesterov"):
         OptimizerConfig("sgd", momentum=0.0, nesterov=True)
