@@ -40,7 +40,7 @@ ON_CPU = {
     "loader": Size(rounds=7, images=8192, slow_images=2048, batches=(64, 512)),
     "augment": Size(rounds=7, images=8192, slow_images=2048, batches=(64, 512, 2048)),
     "erasing": Size(rounds=7, images=4096, slow_images=1024, batches=(64, 1024)),
-    "step": Size(rounds=7, images=256, batches=(64, 128, 256)),
+    "step": Size(rounds=5, images=128, batches=(64, 128, 256)),
     "epoch": Size(rounds=3, images=256),
     "train": Size(rounds=3, images=256),
 }
