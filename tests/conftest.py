@@ -85,8 +85,8 @@ def recipe() -> Recipe:
         [
             "augment.transforms=[{name='RandomCrop', size=16, padding=2}, {name='RandomHorizontalFlip'}, "
             "{name='Normalize', mean=0.5, std=0.5}]",
-            "model.stem_channels=4",
-            "model.channels=[4, 8]",
+            "model.stem_channels=8",
+            "model.channels=[8, 16]",
             "model.blocks=[1, 1]",
             "model.strides=[1, 2]",
             "model.num_classes=3",

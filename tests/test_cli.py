@@ -29,7 +29,7 @@ def betons(tmp_path_factory):
 
 
 SMALL = [
-    "--recipe", "cpu", "--set", "model.stem_channels=4", "--set", "model.channels=[4, 4, 8]", "--set",
+    "--recipe", "cpu", "--set", "model.stem_channels=8", "--set", "model.channels=[8, 8, 16]", "--set",
     "train.batch_size=1000", "--set", "schedule.warmup_epochs=0.0", "--device", "cpu",
 ]  # fmt: skip
 
@@ -185,10 +185,10 @@ def test_a_beton_and_a_checkpoint_of_another_kind_are_refused(betons, tmp_path):
     done = fastcifar("train", *SMALL, "--epochs", 1, "--data", betons, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     recipe = tmp_path / "run" / "recipe.toml"
-    recipe.write_text(recipe.read_text().replace("stem_channels = 4", "stem_channels = 8"))
+    recipe.write_text(recipe.read_text().replace("stem_channels = 8", "stem_channels = 16"))
     done = fastcifar("eval", tmp_path / "run", "--data", betons, "--device", "cpu")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "of another architecture: model.stem_channels is 4 there and 8 here" in done.stderr
+    assert "of another architecture: model.stem_channels is 8 there and 16 here" in done.stderr
 
 
 def test_a_batch_larger_than_the_split_is_refused(betons, tmp_path):

@@ -15,7 +15,8 @@ from fastcifar.engine.distributed import World, seed_rank, synchronise_batchnorm
 from fastcifar.engine.environment import device_name, environment
 from fastcifar.engine.evaluate import Evaluator, Logits, evaluation_loader, logits_of
 from fastcifar.engine.memory import keep_freed_memory
-from fastcifar.engine.precision import gradient_scaler, reset_scaler, scaler_state, to_weights_dtype
+from fastcifar.engine.onednn import check_convolutions
+from fastcifar.engine.precision import PRECISIONS, gradient_scaler, reset_scaler, scaler_state, to_weights_dtype
 from fastcifar.models import build_model
 from fastcifar.models.padding import pad_widths
 from fastcifar.optim.optimizers import build_optimizer
@@ -62,6 +63,8 @@ class Engine:
         self.backend, self.why = steps.choose_backend(backend, self.device, streaming=streaming)
         torch.manual_seed(recipe.train.seed)
         self.model = self._build_model()
+        if self.device.type == "cpu" and PRECISIONS[recipe.train.precision].compute == torch.float32:
+            check_convolutions(self.model)
         seed_rank(recipe.train.seed, world)
         self.optimizer = build_optimizer(self.model, recipe.optimizer)
         self.loader = open_loader(

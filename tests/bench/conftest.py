@@ -15,7 +15,7 @@ from fastcifar.profiling.roofline import Ceilings
 @pytest.fixture
 def recipe() -> Recipe:
     """The seed recipe with a small model."""
-    sizes = ["stem_channels=4", "channels=[4, 8]", "blocks=[1, 1]", "strides=[1, 2]"]
+    sizes = ["stem_channels=8", "channels=[8, 16]", "blocks=[1, 1]", "strides=[1, 2]"]
     return load_recipe("seed", [f"model.{size}" for size in sizes])
 
 

@@ -7,7 +7,13 @@ from fastcifar.bench import scaling
 from fastcifar.config import load_recipe
 from fastcifar.data.streaming import RESIDENT_SHARE, choose_loader
 
-SMALL = ["model.channels=[4, 8]", "model.blocks=[1, 1]", "model.strides=[2, 2]", "model.stem_channels=4", "train.batch_size=8"]
+SMALL = [
+    "model.channels=[16, 32]",
+    "model.blocks=[1, 1]",
+    "model.strides=[2, 2]",
+    "model.stem_channels=16",
+    "train.batch_size=8",
+]
 
 
 @pytest.fixture
@@ -18,8 +24,8 @@ def recipe():
 def test_one_value_changes_at_a_time(recipe):
     points = {(axis, value): rest for axis, value, *rest in scaling._variations(recipe, scaling.TINY)}
     assert points["batch size", 16][0].train.batch_size == 16
-    assert points["width", 0.5][0].model.channels == (2, 4)
-    assert points["width", 0.5][0].model.stem_channels == 2
+    assert points["width", 0.5][0].model.channels == (8, 16)
+    assert points["width", 0.5][0].model.stem_channels == 8
     changed, size, _ = points["image size", 40]
     assert size == 40
     assert changed.augment.output_size(40, 40, 3) == (40, 40)

@@ -94,7 +94,7 @@ def test_the_floor_of_a_run_counts_what_it_trains_on_and_every_pass_over_what_it
 
 
 def test_a_long_warm_up_of_the_learning_rate_is_no_obstacle():
-    recipe = load_recipe("cpu", ["schedule.warmup_epochs=5.0", "model.channels=[4, 4, 8]", "model.stem_channels=4"])
+    recipe = load_recipe("cpu", ["schedule.warmup_epochs=5.0", "model.channels=[8, 8, 16]", "model.stem_channels=8"])
     setting = Setting(torch.device("cpu"), recipe, Size(rounds=1, images=16, batches=(8,)))
     with one(training.train_cases(setting)).contestants[0].ready() as work:
         assert work.run()["steps"] == 2

@@ -214,7 +214,7 @@ def test_a_rank_that_dies_or_hangs_ends_the_run(case, tmp_path, job, words):
 
 
 SMALL = [
-    "--recipe", "cpu", "--set", "model.stem_channels=4", "--set", "model.channels=[4, 4, 8]", "--set", "train.batch_size=500",
+    "--recipe", "cpu", "--set", "model.stem_channels=8", "--set", "model.channels=[8, 8, 16]", "--set", "train.batch_size=500",
     "--device", "cpu",
 ]  # fmt: skip
 

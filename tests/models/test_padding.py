@@ -15,7 +15,7 @@ from fastcifar.models import ResNetConfig, build_model
 from fastcifar.models.padding import describe_padding, pad_widths, padded, padded_width, real_parameters, unpadded
 from fastcifar.optim.optimizers import OptimizerConfig, build_optimizer
 
-AWKWARD = ResNetConfig(num_classes=5, stem_channels=6, channels=(6, 20, 28), blocks=(2, 2, 1), strides=(1, 2, 2))
+AWKWARD = ResNetConfig(num_classes=5, stem_channels=12, channels=(12, 20, 28), blocks=(2, 2, 1), strides=(1, 2, 2))
 """All widths are awkward, the head's too; blocks with and without a shortcut convolution."""
 STEPS = 50
 # Kernels of two widths sum in two orders, and training lets the difference grow: after 50 steps to 3e-6 and 7e-14 at most.
@@ -142,7 +142,7 @@ def test_every_multiple_computes_the_same(multiple):
     torch.manual_seed(0)
     torch.testing.assert_close(twin(images), logits, **TOLERANCE[torch.float64])
     widths = {n for m in twin.modules() if isinstance(m, nn.Conv2d) for n in (m.in_channels, m.out_channels)}
-    assert widths == {8, padded_width(20, multiple), padded_width(28, multiple)}
+    assert widths == {8, padded_width(12, multiple), padded_width(20, multiple), padded_width(28, multiple)}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -187,7 +187,7 @@ def test_the_state_dict_is_that_of_the_unpadded_model():
     ours, theirs = model.state_dict(), twin.state_dict()
     assert list(theirs) == list(ours)
     assert all(torch.equal(theirs[key], tensor) for key, tensor in ours.items())
-    assert next(iter(nn.ModuleDict({"inner": twin}).state_dict().values())).shape == (6, 3, 3, 3)
+    assert next(iter(nn.ModuleDict({"inner": twin}).state_dict().values())).shape == (12, 3, 3, 3)
 
 
 def test_loading_zeroes_the_padding_and_leaves_what_was_loaded_alone():
@@ -214,9 +214,9 @@ def test_loading_happens_in_place():
 
 
 def test_a_model_as_wide_as_the_padding_is_no_checkpoint_of_this_one():
-    wide = build_model(replace(AWKWARD, stem_channels=8, channels=(8, 32, 32), in_channels=8))
+    wide = build_model(replace(AWKWARD, stem_channels=16, channels=(16, 32, 32), in_channels=8))
     _, twin = pair(AWKWARD, 32)
-    with pytest.raises(RuntimeError, match=r"stem.0.conv.weight: \(8, 8, 3, 3\), must be \(6, 3, 3, 3\)"):
+    with pytest.raises(RuntimeError, match=r"stem.0.conv.weight: \(16, 8, 3, 3\), must be \(12, 3, 3, 3\)"):
         twin.load_state_dict(wide.state_dict())
     assert_padding_is_zero(twin)
 

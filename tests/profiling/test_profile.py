@@ -30,9 +30,9 @@ def ceilings(monkeypatch):
 
 def count_flops(recipe):
     """Of a training step, 6 for each multiply-accumulate: 16 x 16 images, 3x3 convolutions; see the recipe of these tests."""
-    first = 16 * 16 * 9 * (3 * 4 + 4 * 4 + 4 * 4)
-    second = 8 * 8 * (9 * (4 * 8 + 8 * 8) + 4 * 8)
-    return 6 * recipe.train.batch_size * (first + second + 8 * 3)
+    first = 16 * 16 * 9 * (3 * 8 + 8 * 8 + 8 * 8)
+    second = 8 * 8 * (9 * (8 * 16 + 16 * 16) + 8 * 16)
+    return 6 * recipe.train.batch_size * (first + second + 16 * 3)
 
 
 def run(recipe, dataset, tmp_path, device="cpu", backend="auto", steps=3):
