@@ -1,15 +1,24 @@
 # One command for each habit. `make` alone lists them.
 
-.PHONY: help setup test lint bench train
+.PHONY: help setup test test-avx2 test-all lint bench train
+
+PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n auto
+AVX2 = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 
 help:
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 8
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
 
 setup: ## make .venv with everything in it (about 6 GB; a second run does nothing)
 	@scripts/setup.sh
 
-test: setup ## run the tests and report coverage
-	@.venv/bin/python -m pytest --cov --cov-report=term -q
+test: setup ## run the tests that a change needs, a few minutes on two cores
+	@$(PYTEST) -m "not slow"
+
+test-avx2: setup ## run what depends on the CPU's instructions as on one with AVX2 alone
+	@$(AVX2) $(PYTEST) -m "not slow" tests/models tests/engine tests/optim
+
+test-all: test test-avx2 ## run all tests: those of `make test`, as on an AVX2 CPU, and the slow ones
+	@$(PYTEST) -m slow
 
 lint: setup ## check style
 	@.venv/bin/ruff check .

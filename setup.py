@@ -31,7 +31,7 @@ setup(
     extras_require={
         "ffcv": ["ffcv>=1.0.2"],
         "peers": ["kornia", "timm"],  # what `fastcifar bench` is held against, beside PyTorch, torchvision and FFCV
-        "test": ["pytest", "pytest-cov", "pytest-benchmark", "hypothesis", "scipy"],
+        "test": ["pytest", "pytest-xdist", "pytest-timeout", "pytest-cov", "pytest-benchmark", "hypothesis", "scipy"],
         "lint": ["ruff"],
     },
     entry_points={"console_scripts": ["fastcifar = fastcifar.cli:main"]},

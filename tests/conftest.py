@@ -1,6 +1,7 @@
-"""Shared by all tests: a recipe and a data set so small that a training run takes a second, and who is skipped and why."""
+"""Shared by all tests: a recipe and a data set so small that a run takes a second, who is skipped, and limits of time."""
 
 import os
+import tempfile
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,15 @@ ROOT = str(Path(__file__).parents[1])
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))
 
 
-def pytest_collection_modifyitems(items):
+TIME_LIMIT_S = {"quick": 120, "slow": 600}
+"""Of a test, wherever pytest-timeout is installed."""
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.pluginmanager.hasplugin("timeout"):
+        for item in items:
+            limit = TIME_LIMIT_S["slow" if item.get_closest_marker("slow") else "quick"]
+            item.add_marker(pytest.mark.timeout(limit, method="thread"))  # it ends what hangs in C++ too
     gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_tests:
         return
@@ -65,8 +74,15 @@ def without_waiting():
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """Compiled code of the tests stays out of the user's cache folder."""
+    """Compiled code of the tests stays out of the user's cache folder, and that for one instruction set out of another's.
+
+    torch.compile's own cache does not ask for the instruction set: code made for AVX2 was seen to crash where AVX-512 is used.
+    """
+    import torch
+
     os.environ["FASTCIFAR_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    capability = torch.backends.cpu.get_cpu_capability().replace(" ", "")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"fastcifar-tests-{os.getuid()}-{capability}")
 
 
 @pytest.fixture(scope="session")

@@ -69,6 +69,7 @@ def test_augment_draws_a_picture_and_says_what_of(betons, tmp_path):
     assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_bench_prints_a_table_and_writes_it_as_json_markdown_and_picture(tmp_path):
     files = {name: tmp_path / f"bench.{name}" for name in ("json", "md", "png")}
     options = ["--json", files["json"], "--markdown", files["md"], "--plot", files["png"]]

@@ -78,6 +78,7 @@ def test_the_kernel_equals_its_twin(device, shape, layout, fill):
     check_equal(device, make_images(shape, layout=layout), state(), torch.float16, **parameters, **normalization)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     shape=st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(1, 40), st.integers(1, 40)),
@@ -346,6 +347,7 @@ for capability in (80, 90, 100):
 """
 
 
+@pytest.mark.slow
 def test_the_compiled_kernel_moves_16_bytes_at_once_and_spills_nothing(run_script, check_registers):
     kernels = check_registers(run_script(COMPILE))
     assert len(kernels) == 3 * 2 * 3 * 2

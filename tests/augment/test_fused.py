@@ -155,6 +155,7 @@ def policies(draw):
     return Policy((*transforms, *mixing), draw(st.sampled_from(["float32", "bfloat16"])))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     policy=policies(), height=st.integers(8, 12), width=st.integers(8, 12), step=st.integers(0, 2), epoch=st.integers(0, 99)
@@ -226,6 +227,7 @@ for name, policy in policies.items():
 """
 
 
+@pytest.mark.slow
 def test_compiled_for_gpus_it_neither_spills_nor_stores_less_than_four_bytes(run_script, check_registers):
     """Every shipped policy for sm_80, sm_90 and sm_100. A pixel's three bytes can lie anywhere: only they are read alone."""
     kernels = check_registers(run_script(CROSS_COMPILE))

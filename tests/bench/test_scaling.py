@@ -33,6 +33,7 @@ def test_one_value_changes_at_a_time(recipe):
     assert sum(changed == recipe for changed, _, _ in points.values()) == 4  # batch 8, 32 pixels and the two data sets
 
 
+@pytest.mark.slow
 def test_every_point_is_measured_drawn_and_tabled(recipe, tmp_path):
     grid = scaling.Grid((8,), (40,), (0.5,), (0.001,), 16)
     points = scaling.measure_scaling(recipe, torch.device("cpu"), grid)

@@ -39,6 +39,7 @@ def test_titles_tell_the_cases_of_a_subject_apart(subject, recipe):
     assert len(set(titles)) == len(titles)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_a_subject_runs_from_end_to_end(subject, recipe, without_compiling, monkeypatch):
     monkeypatch.delenv("FASTCIFAR_SOURCE", raising=False)

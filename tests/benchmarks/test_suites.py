@@ -13,11 +13,14 @@ import pytest
 from fastcifar.bench import SUBJECTS
 
 ROOT = Path(__file__).parents[2]
+NOT_PASSED_ON = "FASTCIFAR_SOURCE", "PYTEST_XDIST_WORKER"  # pytest-benchmark measures nothing in a worker of pytest-xdist
+
+pytestmark = pytest.mark.slow
 
 
 def suites(*arguments):
     command = [sys.executable, "-m", "pytest", *map(str, arguments), "-q", "-p", "no:cacheprovider"]
-    environment = {name: value for name, value in os.environ.items() if name != "FASTCIFAR_SOURCE"}
+    environment = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 

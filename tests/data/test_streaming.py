@@ -232,6 +232,7 @@ def test_memory_and_threads_stay_flat_over_20_epochs(tmp_path):
     assert memory_after - memory < 4 * 1024, f"grew from {memory} to {memory_after} kB"
 
 
+@pytest.mark.slow
 @needs_ffcv
 def test_a_data_set_that_memory_does_not_hold_is_streamed(tmp_path):
     """A process that may allocate 160 MiB makes every batch of 288 MiB of pixels, and could not hold them."""

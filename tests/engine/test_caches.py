@@ -64,6 +64,7 @@ def test_a_folder_that_cannot_be_written_makes_a_cold_start(tmp_path, artifacts,
     assert artifacts == []
 
 
+@pytest.mark.slow
 def test_a_damaged_file_makes_a_cold_start_and_is_replaced(folder):
     configuration = {"damaged": True}
     folder.mkdir(parents=True)

@@ -202,6 +202,7 @@ def test_rank_0_alone_prints(two):
     assert read_environment(RunDirectory(two.folder / "whole"))["processes"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("job", "words"), [("killed", "exitcode  : 9"), ("raising", "ZeroDivisionError"), ("hanging", "rank 0 lost the other")]
 )
@@ -251,6 +252,7 @@ def test_an_error_that_all_ranks_have_is_said_once(betons, tmp_path, options, wo
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_torchrun_leaves_one_checkpoint_to_go_on_from(betons, tmp_path):
     run = tmp_path / "run"
     process = torchrun_fastcifar("--epochs", 500, "--data", betons, "--out", run)

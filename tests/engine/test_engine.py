@@ -110,6 +110,7 @@ print(json.dumps([engine.backend, *counts]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("device", "backend"),
     [("cpu", "compiled"), *(pytest.param("cuda", name, marks=pytest.mark.gpu) for name in ("compiled", "captured"))],
