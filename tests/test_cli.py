@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from fastcifar.cli import main
 from fastcifar.config import recipe_names
 
 
@@ -120,8 +121,7 @@ def test_ctrl_c_ends_with_a_checkpoint_and_resume_goes_on(betons, tmp_path):
         stdout=subprocess.PIPE,
         text=True,
     )
-    process.stdout.readline()
-    line = process.stdout.readline()
+    line = next(line for line in process.stdout if line.startswith("epoch"))
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert "/500" in line
@@ -151,12 +151,16 @@ def test_ctrl_c_ends_with_a_checkpoint_and_resume_goes_on(betons, tmp_path):
         (["info", "--set", "model.name=[1]"], "model.name"),
     ],
 )
-def test_bad_input_is_one_line_on_stderr_and_exit_code_2(arguments, words, tmp_path):
-    done = fastcifar(*arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1
-    assert words in done.stderr
+def test_bad_input_is_one_line_on_stderr_and_exit_code_2(arguments, words, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fastcifar", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capfd.readouterr()
+    assert ended.value.code == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert words in err
     assert list(tmp_path.iterdir()) == []
 
 
