@@ -12,7 +12,6 @@ import pytest
 from fastcifar.config import Recipe, load_recipe
 from fastcifar.data.dataset import Dataset, Manifest, Split
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS looks once, before the first deterministic test
 ROOT = str(Path(__file__).parents[1])
 # For the processes that tests start: the package need not be installed.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))

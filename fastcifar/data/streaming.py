@@ -234,6 +234,7 @@ class DeviceFeed:
         pixels = torch.from_numpy(self.reader.take())
         if not self.rows_NHWC:
             self.rows_NHWC = [torch.empty_like(pixels, device=self.device) for _ in range(COPIES)]
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))  # it may still use this memory for what it freed
         buffer = self.sent % COPIES
         with torch.cuda.stream(self.stream):
             if self.used[buffer]:

@@ -4,18 +4,20 @@ A file holds torch.compiler's cache artifacts of one configuration; its name is 
 pickles, as torch.compile's own caches are, read from the user's own folder and from nowhere else.
 """
 
+import functools
 import hashlib
 import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import fastcifar
+from fastcifar.engine.environment import version_of
 from fastcifar.files import replacing
 
 KEPT = 32
@@ -36,26 +38,42 @@ def warm_start(configuration: Mapping[str, Any]) -> Iterator[None]:
     A folder that cannot be written or a file that cannot be read makes the start a cold one, nothing worse.
     """
     path = cache_folder() / "compiled" / f"{_key(configuration)}.bin"
-    warm = _load(path)
+    _load(path)
+    before = _misses()
     yield
-    if not warm:
+    if _misses() > before or not path.exists():
         _keep(path)
 
 
+def _misses() -> int:
+    """How often torch.compile has not found in its cache what it was asked for."""
+    from torch._dynamo.utils import counters  # here: importing torch.compile takes seconds
+
+    return counters["inductor"]["fxgraph_cache_miss"]
+
+
 def _key(configuration: Mapping[str, Any]) -> str:
-    """A hash of the configuration and the versions."""
-    versions = [fastcifar.__version__, torch.__version__, torch.version.cuda, platform.python_version()]
-    text = json.dumps([versions, configuration], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    """A hash of the configuration, the versions, the CPU's instruction set, Inductor's options and this package's source."""
+    from torch._inductor import config as inductor
+
+    versions = [torch.__version__, torch.version.cuda, version_of("triton"), platform.python_version()]
+    options = {name: str(value) for name, value in inductor.save_config_portable().items()}
+    text = json.dumps([versions, torch.backends.cpu.get_cpu_capability(), options, configuration], sort_keys=True)
+    return hashlib.sha256(text.encode() + _source_hash()).hexdigest()[:32]
 
 
-def _load(path: Path) -> bool:
-    try:
+@functools.cache
+def _source_hash() -> bytes:
+    folder = Path(fastcifar.__file__).parent
+    files = sorted(folder.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).digest()
+
+
+def _load(path: Path) -> None:
+    with suppress(OSError):
         content = path.read_bytes()
         os.utime(path)
-    except OSError:
-        return False
-    return torch.compiler.load_cache_artifacts(content) is not None
+        torch.compiler.load_cache_artifacts(content)
 
 
 def _keep(path: Path) -> None:

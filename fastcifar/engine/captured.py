@@ -8,6 +8,7 @@ Stages: warm up (compile, tune, allocate; what it trained is undone), capture, r
 """
 
 import functools
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -100,10 +101,14 @@ class CaptureFailed(Exception):
 def capture(work: Callable[[], None], pool: Any = None) -> Callable[[], None]:
     """Record `work`, which has run before, without running it; what comes back runs it on the device.
 
+    Args:
+        pool: memory that graphs share, see `torch.cuda.graph_pool_handle`; one of its own by default.
+
     Raises:
         CaptureFailed: it waits for the device, or does what else a CUDA graph cannot hold.
     """
-    graph = torch.cuda.CUDAGraph()
+    gc.collect()  # a dead cycle that holds device memory would be freed, or not, in the middle of the capture
+    graph, pool = torch.cuda.CUDAGraph(), pool or torch.cuda.graph_pool_handle()
     try:
         # The outer context is for torch 2.11, which stays on the capture's stream when it fails.
         with (
@@ -111,18 +116,38 @@ def capture(work: Callable[[], None], pool: Any = None) -> Callable[[], None]:
             torch.cuda.graph(graph, pool, capture_error_mode="thread_local"),  # NCCL's watchdog is a thread of its own
         ):
             work()
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:  # PyTorch has many ways to say so; the first one is the cause
-        _free_generator()
+    except Exception as error:
+        _end_capture(pool)
+        if isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError):
+            raise
+        # PyTorch has many ways to say that a capture failed; the first error is the cause.
         cause = str(error.__context__ or error).strip().splitlines()
         raise CaptureFailed(cause[0] if cause else type(error).__name__) from error
     return graph.replay
 
 
-def _free_generator() -> None:
-    """Give the default generator a new state: a capture that failed leaves the old one recording."""
-    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+def _end_capture(pool: Any) -> None:
+    """End what a failed capture leaves recording before torch 2.15: the memory allocator and the default generator."""
+    device = torch.cuda.current_device()
+    try:
+        torch._C._cuda_endAllocateToPool(device, pool)
+    except RuntimeError:
+        pass  # it has ended, and the pool is released
+    else:
+        torch._C._cuda_releasePool(device, pool)
+    generator = torch.cuda.default_generators[device]
     state = generator.get_state()
     generator.graphsafe_set_state(torch.Generator("cuda"))
     generator.set_state(state)
+
+
+@contextmanager
+def separate_random_state() -> Iterator[None]:
+    """A random state of its own for a capture that draws nothing, so that its failure leaves alone what other graphs read."""
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    kept = generator.graphsafe_get_state()
+    generator.graphsafe_set_state(torch.Generator("cuda"))
+    try:
+        yield
+    finally:
+        generator.graphsafe_set_state(kept)

@@ -95,14 +95,27 @@ class Engine:
         begun, self._warm = time.perf_counter(), True
         with warm_start(self._compiled_for()):
             self.step.warm_up()
+            self.why = "; ".join(filter(None, (self.step.failure or self.why, self.step.note)))
             if self.step.failure:
-                self.backend, self.why = self.step.backend, self.step.failure
+                self.backend = self.step.backend
                 self._logits = self._build_logits()
-            if scored := self.evaluator("val") or self.evaluator("test"):
-                scored.run()
+            self._warm_up_evaluators()
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
         return time.perf_counter() - begun
+
+    def _warm_up_evaluators(self) -> None:
+        """Compile and capture the evaluation; where it cannot be compiled, it goes on eagerly, and `why` says so."""
+        try:
+            for split in ("val", "test"):
+                if evaluator := self.evaluator(split):
+                    evaluator.warm_up()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # compilers fail in many ways; where the model is at fault, eager evaluation says so again
+            self.why += f"; evaluation is eager: {steps.first_line(error)}"
+            self._logits = logits_of(self.model, self.recipe.train.precision, self.recipe.evaluate.tta)
+            self._evaluators.clear()
 
     def reset(self, seed: int) -> None:
         """Begin anew, as an engine built with this seed does: in place, so that nothing is compiled or captured again."""

@@ -43,8 +43,8 @@ def environment(device: torch.device) -> dict[str, Any]:
         "git_revision": git_revision(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": _version("triton"),
-        "numpy": _version("numpy"),
+        "triton": version_of("triton"),
+        "numpy": version_of("numpy"),
         "cuda": torch.version.cuda,
         "platform": platform.platform(),
         "device": str(device),
@@ -64,7 +64,8 @@ def git_revision() -> str | None:
         return None
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """The version of an installed package; None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

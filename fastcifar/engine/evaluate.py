@@ -16,7 +16,7 @@ from fastcifar.config import Recipe
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.shard import WHOLE, Shard
 from fastcifar.data.streaming import choose_loader, open_loader
-from fastcifar.engine.captured import CaptureFailed, capture, side_stream
+from fastcifar.engine.captured import CaptureFailed, capture, separate_random_state, side_stream
 from fastcifar.engine.checkpoint import load_checkpoint, restore_model
 from fastcifar.engine.distributed import World
 from fastcifar.engine.precision import arithmetic, autocast, to_weights_dtype
@@ -100,6 +100,13 @@ class Evaluator:
         self.sums = torch.zeros(2 + num_classes**2, dtype=torch.float64, device=next(model.parameters()).device)
         self.replay: Callable[[], None] | None = None
 
+    def warm_up(self) -> None:
+        """Compile and capture; a later `run` does nothing but score."""
+        self._capture()
+        if not self.replay:
+            with self._evaluating():
+                self._add(next(iter(self.loader)))
+
     def run(self) -> None:
         """Score the split; returns before the device has finished."""
         self._capture()
@@ -122,7 +129,7 @@ class Evaluator:
         with self._evaluating(), side_stream():
             self._one()
         try:
-            with self._evaluating():
+            with self._evaluating(), separate_random_state():
                 self.replay = capture(self._one)
         except CaptureFailed:
             self.captured = False

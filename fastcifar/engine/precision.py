@@ -12,6 +12,9 @@ from torch import nn
 
 from fastcifar.config import PRECISIONS as DTYPE_NAMES
 
+# cuBLAS reads this once, when it starts; deterministic runs need it. It is what PyTorch itself takes on an H100 and later.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 INITIAL_SCALE = 2.0**16  # of the loss; it halves where a gradient overflows and doubles after 2,000 steps without
 
 
@@ -88,8 +91,6 @@ def arithmetic(precision: str, *, deterministic: bool = False) -> Iterator[None]
 
     PyTorch itself lets cuDNN round convolutions to TF32 unless told not to.
     """
-    if deterministic:  # cuBLAS reads this when it starts
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
 

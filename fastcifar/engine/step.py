@@ -21,6 +21,13 @@ from fastcifar.errors import UserError
 from fastcifar.optim.schedules import lr_table
 
 BACKENDS = "captured", "compiled", "eager"
+PLAIN_INDUCTOR = {
+    "max_autotune": False,
+    "coordinate_descent_tuning": False,
+    "combo_kernels": False,
+    "force_disable_caches": True,
+}
+"""Options of torch.compile that ask the least of it; the environment or the user may have asked for more."""
 WARM_UP_STEPS = 3  # autograd, the optimizer and the compiled code have allocated and tuned by then
 
 Mark = Callable[[str], None]
@@ -46,10 +53,12 @@ class Step(Protocol):
         losses: (total steps,) float32 on the device; NaN where no step was taken yet.
         correct: () int64 on the device, correct predictions since the epoch began.
         failure: why the back end is not the one that it was built as; "" where it is.
+        note: what else there is to say of how it was compiled; "" where there is nothing.
     """
 
     backend: str
     failure: str
+    note: str
     losses: torch.Tensor
     correct: torch.Tensor
 
@@ -85,7 +94,7 @@ class EagerStep:
         average_gradients: Callable[[], None] | None = None,
         mark: Mark | None = None,
     ) -> None:
-        self.backend, self.failure = "compiled" if compiled else "eager", ""
+        self.backend, self.failure, self.note = "compiled" if compiled else "eager", "", ""
         self.average_gradients, self.mark = average_gradients, mark or _unmarked
         self.model, self.optimizer, self.loader = model, optimizer, loader
         self.lr = optimizer.param_groups[0]["lr"]
@@ -104,18 +113,35 @@ class EagerStep:
     def warm_up(self) -> None:
         if self.backend == "eager":
             return
+        failure = self._try_to_compile()
+        if failure:
+            self._forget_step()
+            with plain_inductor():
+                again = self._try_to_compile()
+            if again:
+                self._fall_back("eager", f"torch.compile failed: {again}")
+                self.forward = self.uncompiled
+            else:
+                self.note = f"torch.compile failed ({failure}) and succeeded with plain options, without its cache"
+
+    def _try_to_compile(self) -> str:
+        """Why the compiled step cannot be taken; "" where it was."""
         try:
             self.practise()
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # compilers fail in many ways; where the model is at fault, the eager step says so again
-            self._fall_back("eager", f"torch.compile failed: {_first_line(error)}")
-            self.forward = self.uncompiled
+            return first_line(error)
+        return ""
+
+    def _forget_step(self) -> None:
+        """Be ready for a new step though the last one ended in the middle."""
+        self.optimizer.zero_grad(set_to_none=True)
+        forget_gradients(self.scaler)
 
     def _fall_back(self, backend: str, why: str) -> None:
         self.backend, self.failure = backend, why
-        self.optimizer.zero_grad(set_to_none=True)
-        forget_gradients(self.scaler)
+        self._forget_step()
 
     def seek(self, step: int) -> None:
         self.position = step
@@ -201,7 +227,18 @@ def compile_alone(function: Callable) -> Callable:
     return torch.compile(function, dynamic=False)
 
 
-def _first_line(error: BaseException) -> str:
+@contextmanager
+def plain_inductor() -> Iterator[None]:
+    """Compile anew, with `PLAIN_INDUCTOR`, what torch.compile makes within."""
+    from torch._inductor import config  # here: importing torch.compile takes seconds
+
+    torch.compiler.reset()
+    with config.patch(PLAIN_INDUCTOR):
+        yield
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; the name of its class where it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any, NoReturn
@@ -36,7 +37,7 @@ from fastcifar.report.metrics import MetricsLog
 from fastcifar.report.plots import plot_curves
 
 SAVE_EVERY_S = 10.0
-"""Seconds between two writings of checkpoint, log and curves; the last epoch and a stop always write."""
+"""Seconds between two writings of checkpoint and log; the last epoch and a stop always write, and draw the curves."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +152,10 @@ class Trainer:
         self.best_accuracy = -1.0
         self.best_is_saved = True
         self.saved_at = time.perf_counter()
+        self.writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fastcifar-checkpoint")
+        """Writes checkpoints while the host goes on giving the device work."""
+        self.written: Future | None = None
+        """The last writing of checkpoints, which may be under way."""
         self.seconds = {"warm_up": 0.0, "train": 0.0, "evaluate": 0.0}
         self.earlier_seconds = 0.0
 
@@ -222,7 +227,10 @@ class Trainer:
         try:
             self.engine.model.train()
             finished = self._train(should_stop)
+            self._wait_for_writing()
+            self._draw_curves()
         finally:
+            self.writer.shutdown()
             self.reporter.stop()
         summary = self._finish() if finished else None
         return Result(self.run, finished=finished, summary=summary, model=self.engine.model)
@@ -371,6 +379,7 @@ class Trainer:
 
     def _diverged(self, what: str, step: int) -> NoReturn:
         epoch, step_of_epoch = divmod(step, self.length)
+        self._wait_for_writing()
         kept = f"the last good checkpoint is {self.run.last}" if self.run.last.exists() else "no checkpoint was written yet"
         raise UserError(
             f"{what} at step {step + 1} (epoch {epoch + 1}, step {step_of_epoch + 1}); {kept}; "
@@ -403,10 +412,11 @@ class Trainer:
         self._save(self.position, _random_state(self.device))
 
     def _save(self, position: int, random_state: dict[str, torch.Tensor]) -> None:
-        """Write log, curves and checkpoints: the newest snapshot, which is of step `position`, and the best one."""
+        """Write the log, and in a thread the checkpoints: the newest snapshot, taken at step `position`, and the best one."""
         states = gather_random_state(random_state, self.world)
         if not self.world.leads:
             return
+        self._wait_for_writing()
         self.log.save()
         self.saved_at = time.perf_counter()
         if not self.keep_weights:
@@ -414,15 +424,26 @@ class Trainer:
         info = {
             "step": position,
             "best_accuracy": self.best_accuracy,
-            "seconds": self.seconds,
+            "seconds": dict(self.seconds),
             "total_seconds": self._total_seconds(),
         }
-        if not self.best_is_saved:
-            save_checkpoint(self.run.best, self.best.read(), self.recipe.model, info=info)
-            self.best_is_saved = True
-        tensors = self.newest.read() | {f"state.{name}": state for name, state in states.items()}
-        save_checkpoint(self.run.last, tensors, self.recipe.model, info=info)
-        if epochs := self.log.epochs():
+        checkpoints = {} if self.best_is_saved else {self.run.best: self.best.read()}
+        self.best_is_saved = True
+        checkpoints[self.run.last] = self.newest.read() | {f"state.{name}": state for name, state in states.items()}
+        self.written = self.writer.submit(self._write, checkpoints, info)
+
+    def _write(self, checkpoints: dict[Path, dict[str, torch.Tensor]], info: dict[str, Any]) -> None:
+        for path, tensors in checkpoints.items():
+            save_checkpoint(path, tensors, self.recipe.model, info=info)
+
+    def _wait_for_writing(self) -> None:
+        """Wait for the checkpoints that are being written; raises what their writing raised."""
+        if self.written:
+            self.written.result()
+
+    def _draw_curves(self) -> None:
+        epochs = self.log.epochs()
+        if epochs and self.keep_weights and self.world.leads:
             plot_curves(epochs, self.run.curves, f"{self.recipe.name} on {self.engine.dataset.manifest.name}")
 
     def _total_seconds(self) -> float:

@@ -83,10 +83,14 @@ class Snapshot:
     def copy(self, other: "Snapshot", prefix: str) -> None:
         """Copy those of another snapshot whose names begin with `prefix`, without waiting for later work."""
         chosen = {name: tensor for name, tensor in other.tensors.items() if name.startswith(prefix)}
+        if self.stream:
+            self.stream.wait_stream(other.stream)  # it may not be taken yet
         with torch.cuda.stream(self.stream) if self.stream else torch.no_grad():
             self.take(chosen)
+        if self.stream:
+            other.stream.wait_stream(self.stream)  # it may not be taken anew before
 
     def read(self) -> dict[str, torch.Tensor]:
-        """The tensors on the CPU; waits for their copy, and not for later work."""
+        """Copies on the CPU, which later ones leave alone; waits for this snapshot, and not for later work."""
         with torch.cuda.stream(self.stream) if self.stream else torch.no_grad():
-            return {name: tensor.cpu() for name, tensor in self.tensors.items()}
+            return {name: tensor.to("cpu", copy=True) for name, tensor in self.tensors.items()}

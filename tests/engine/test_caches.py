@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._inductor.config
 
 from fastcifar.engine import caches
 
@@ -40,6 +41,42 @@ def test_another_version_of_torch_starts_cold(folder, artifacts, monkeypatch):
     with caches.warm_start({}):
         pass
     assert artifacts == []
+
+
+def test_a_start_that_had_to_compile_is_kept_though_there_was_a_file(folder, artifacts, monkeypatch):
+    """Else a file that has become useless would make every later start a cold one."""
+    with caches.warm_start({}):
+        pass
+    (path,) = folder.iterdir()
+    for misses, kept in (((3, 3), b"old"), ((3, 4), b"compiled")):
+        path.write_bytes(b"old")
+        counted = iter(misses)
+        monkeypatch.setattr(caches, "_misses", lambda counted=counted: next(counted))
+        with caches.warm_start({}):
+            pass
+        assert path.read_bytes() == kept
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda patch: patch.setattr(caches, "version_of", lambda package: "9.0"),
+        lambda patch: patch.setattr(caches, "_source_hash", lambda: b"changed"),
+        lambda patch: patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX1024"),
+    ],
+    ids=["Triton", "source", "instruction set"],
+)
+def test_what_compiled_code_depends_on_is_in_its_name(monkeypatch, change):
+    before = caches._key({})
+    change(monkeypatch)
+    assert caches._key({}) != before
+
+
+def test_inductors_options_are_in_its_name():
+    before = caches._key({})
+    with torch._inductor.config.patch(max_autotune=True):
+        assert caches._key({}) != before
+    assert caches._key({}) == before
 
 
 def test_the_configurations_used_last_are_kept(folder, artifacts, monkeypatch):

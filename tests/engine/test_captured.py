@@ -1,6 +1,7 @@
 """The captured step: its body needs nothing from the host, its warm-up leaves no trace, and it equals the other back ends."""
 
 import dataclasses
+import weakref
 from contextlib import nullcontext
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from fastcifar.data.resident import ResidentLoader
 from fastcifar.engine import captured, evaluate
 from fastcifar.engine import step as steps
+from fastcifar.engine.distributed import joined
+from fastcifar.engine.engine import Engine
 from fastcifar.engine.precision import arithmetic
 from fastcifar.models import build_model
 from fastcifar.optim.optimizers import build_optimizer
@@ -38,6 +41,7 @@ def uncaptured(monkeypatch):
     for module in (captured, evaluate):
         monkeypatch.setattr(module, "capture", lambda work, pool=None: work)
         monkeypatch.setattr(module, "side_stream", nullcontext)
+        monkeypatch.setattr(module, "separate_random_state", nullcontext)
 
 
 def test_adam_is_told_that_it_is_captured_and_not_that_it_is_warmed_up(recipe, dataset, uncaptured, monkeypatch):
@@ -127,6 +131,70 @@ def test_a_capture_that_fails_on_a_gpu_leaves_dropout_and_the_step_working(recip
     assert step.backend == "compiled"
     assert "could not be captured" in step.failure
     assert step.losses[: len(step.loader) + 2].isfinite().all()
+
+
+class LeavesTheAllocatorRecording:
+    """`torch.cuda.graph` as it ends a capture that failed before torch 2.15."""
+
+    def __init__(self, graph, pool, capture_error_mode):
+        self.pool = pool
+
+    def __enter__(self):
+        torch._C._cuda_beginAllocateCurrentThreadToPool(torch.cuda.current_device(), self.pool)
+
+    def __exit__(self, *_):
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graph", [None, LeavesTheAllocatorRecording])
+def test_a_failed_capture_gives_its_memory_back(monkeypatch, graph):
+    def work():
+        torch.empty(2**28, dtype=torch.uint8, device="cuda").zero_().sum().item()
+
+    work()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    with monkeypatch.context() as patch:
+        if graph:
+            patch.setattr(torch.cuda, "graph", graph)
+        with pytest.raises(captured.CaptureFailed):
+            captured.capture(work)
+    work()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= before
+
+
+@pytest.mark.gpu
+def test_cycles_that_hold_memory_are_collected_before_a_capture():
+    class Cycle:
+        def __init__(self):
+            self.me = self
+
+    dead, x = weakref.ref(Cycle()), torch.zeros(1, device="cuda")
+    alive = []
+    captured.capture(lambda: (alive.append(dead()), x.add_(1)))
+    assert alive == [None]
+
+
+@pytest.mark.gpu
+def test_captured_graphs_follow_the_seed_though_the_evaluation_could_not_be_captured(recipe, dataset, monkeypatch):
+    """Dropout's draws are read from the random state that the step was captured with."""
+    add = evaluate.Evaluator._add
+    monkeypatch.setattr(evaluate.Evaluator, "_add", lambda self, batch: (add(self, batch), self.sums.sum().item()))
+    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, dropout=0.5))
+    losses = []
+    with joined("cuda") as world:
+        engine = Engine(recipe, dataset, world, backend="captured")
+        engine.warm_up()
+        assert engine.backend == "captured"
+        assert not engine.evaluator("val").captured
+        for seed in (1, 2, 1):
+            engine.reset(seed)
+            engine.step.run(5)
+            losses.append(engine.step.losses[:5].cpu())
+    torch.testing.assert_close(losses[2], losses[0], rtol=1e-3, atol=1e-3)  # kernels may add in any order
+    assert not torch.allclose(losses[1], losses[0], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.gpu

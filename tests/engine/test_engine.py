@@ -87,6 +87,32 @@ def test_a_step_whose_gradients_overflow_is_skipped_and_the_scale_halved(recipe,
         assert torch.equal(parameter, old)
 
 
+def test_evaluation_that_cannot_be_compiled_is_eager_and_says_why(recipe, dataset, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr("fastcifar.engine.step.compile_alone", lambda function: function)
+    monkeypatch.setattr("fastcifar.engine.evaluate.compile_alone", lambda function: refuse)
+    with joined("cpu") as world:
+        engine, eager = (Engine(recipe, dataset, world, backend=name) for name in ("compiled", "eager"))
+        engine.warm_up()
+        assert engine.backend == "compiled"
+        assert engine.why == "as asked; evaluation is eager: no kernel"
+        scores = []
+        for one in (engine, eager):
+            one.evaluator("val").run()
+            scores.append(one.evaluator("val").score())
+    assert torch.equal(scores[0].confusion, scores[1].confusion)
+
+
+@pytest.mark.gpu
+def test_validation_and_test_are_captured_in_the_warm_up(recipe, dataset):
+    with joined("cuda") as world:
+        engine = Engine(recipe, dataset, world, backend="captured")
+        engine.warm_up()
+        assert all(engine.evaluator(split).replay for split in ("val", "test"))
+
+
 COUNT = """
 import json, sys, torch
 from fastcifar.engine.distributed import joined

@@ -134,6 +134,29 @@ def test_what_cannot_be_compiled_is_trained_eagerly_and_says_why(recipe, dataset
     assert torch.equal(step.losses[:4], eager.losses[:4])
 
 
+def test_what_fails_with_the_options_that_were_asked_for_is_compiled_with_plain_ones(recipe, dataset, monkeypatch):
+    from torch._inductor import config
+
+    def fail_if_tuned(function):
+        def compiled(*arguments):
+            if config.max_autotune:
+                raise RuntimeError("no valid triton configs")
+            return function(*arguments)
+
+        return compiled
+
+    monkeypatch.setattr(steps, "compile_alone", fail_if_tuned)
+    _, eager = make_step(recipe, dataset)
+    _, step = make_step(recipe, dataset, "compiled")
+    with config.patch(max_autotune=True):
+        step.warm_up()
+    for one in (eager, step):
+        one.run(4)
+    assert (step.backend, step.failure) == ("compiled", "")
+    assert "no valid triton configs" in step.note
+    assert torch.equal(step.losses[:4], eager.losses[:4])
+
+
 def test_the_tenth_model_of_a_process_is_compiled_as_the_first(monkeypatch):
     """Dynamo gives up on a code object that it has compiled eight times."""
     compiled = []

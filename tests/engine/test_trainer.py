@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import threading
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from data_prep import prepare
 from fastcifar.augment import RandomCrop
 from fastcifar.config import load_recipe
 from fastcifar.data.dataset import load_dataset
-from fastcifar.engine.checkpoint import load_checkpoint
+from fastcifar.engine.checkpoint import load_checkpoint, save_checkpoint
 from fastcifar.engine.evaluate import Evaluation, evaluate_run
 from fastcifar.engine.rundir import open_run
 from fastcifar.engine.trainer import Trainer, train
@@ -146,6 +147,49 @@ def test_between_its_end_and_a_stop_a_run_writes_only_now_and_then(recipe, datas
     monkeypatch.setattr("fastcifar.engine.trainer.SAVE_EVERY_S", 0.0)
     train(recipe, dataset, tmp_path / "often", device="cpu", reporter=quiet())
     assert [step for name, step in written if name == "last"] == [length, 2 * length, 3 * length]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(recipe, dataset, tmp_path, monkeypatch):
+    """The writing of the first epoch's ends only after the second epoch was trained; the next writing waits for it."""
+    second_epoch, order = threading.Event(), []
+    save = save_checkpoint
+
+    def save_late(path, tensors, config, info):
+        if path.stem == "last" and info["step"] == 5:
+            assert second_epoch.wait(60)
+        order.append((path.stem, info["step"]))
+        save(path, tensors, config, info=info)
+
+    monkeypatch.setattr("fastcifar.engine.trainer.save_checkpoint", save_late)
+    monkeypatch.setattr("fastcifar.engine.trainer.SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(Trainer, "_take_snapshot", announce(Trainer._take_snapshot, second_epoch, step=10))
+    result = train(with_train(recipe, epochs=3), dataset, tmp_path / "run", device="cpu", reporter=quiet())
+    assert [step for name, step in order if name == "last"] == [5, 10, 15]
+    assert load_checkpoint(result.run.last).info["step"] == 15
+
+
+def announce(method, event, step):
+    def announcing(self):
+        if self.position == step:
+            event.set()
+        method(self)
+
+    return announcing
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_its_error(recipe, dataset, tmp_path, monkeypatch, epochs):
+    """The last one too, whose error nobody would ask for later."""
+
+    def refuse(*_, **__):
+        raise OSError(28, "No space left on device", "last.safetensors")
+
+    monkeypatch.setattr("fastcifar.engine.trainer.save_checkpoint", refuse)
+    monkeypatch.setattr("fastcifar.engine.trainer.SAVE_EVERY_S", 0.0)
+    with pytest.raises(OSError, match="No space left"):
+        train(with_train(recipe, epochs=epochs), dataset, tmp_path / "run", device="cpu", reporter=quiet())
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fastcifar-checkpoint")]
 
 
 def test_the_best_checkpoint_is_of_the_epoch_with_the_highest_validation_accuracy(recipe, dataset, tmp_path, monkeypatch):
