@@ -1,12 +1,13 @@
 # One command for each habit. `make` alone lists them.
 
-.PHONY: help setup test test-avx2 test-all lint bench train
+.PHONY: help setup test test-avx2 test-softcuda test-all lint bench train
 
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n auto
 AVX2 = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
+SOFTCUDA = PYTHONPATH=$(CURDIR)/tests/softcuda FASTCIFAR_AUGMENT=reference
 
 help:
-	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
 
 setup: ## make .venv with everything in it (about 6 GB; a second run does nothing)
 	@scripts/setup.sh
@@ -17,7 +18,11 @@ test: setup ## run the tests that a change needs, a few minutes on two cores
 test-avx2: setup ## run what depends on the CPU's instructions as on one with AVX2 alone
 	@$(AVX2) $(PYTEST) -m "not slow" tests/models tests/engine tests/optim
 
-test-all: test test-avx2 ## run all tests: those of `make test`, as on an AVX2 CPU, and the slow ones
+test-softcuda: setup ## run the tests marked gpu on a software CUDA device, its work done at once and as late as allowed
+	@$(SOFTCUDA) $(PYTEST) -m gpu
+	@$(SOFTCUDA) SOFTCUDA_LAZY=1 $(PYTEST) -m gpu
+
+test-all: test test-avx2 test-softcuda ## run all tests: those of the three above, and the slow ones
 	@$(PYTEST) -m slow
 
 lint: setup ## check style

@@ -1,6 +1,7 @@
 """Shared by all tests: a recipe and a data set so small that a run takes a second, who is skipped, and limits of time."""
 
 import os
+import sys
 import tempfile
 import warnings
 from contextlib import contextmanager
@@ -31,9 +32,14 @@ def pytest_collection_modifyitems(config, items):
         return
     import torch
 
-    if not torch.cuda.is_available():
-        for item in gpu_tests:
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, PyTorch sees none"))
+    for item in gpu_tests:
+        why = None if torch.cuda.is_available() else "needs a CUDA device, PyTorch sees none"
+        if "softcuda" in sys.modules:
+            from not_judged import reason
+
+            why = reason(item.nodeid)
+        if why:
+            item.add_marker(pytest.mark.skip(reason=why))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from fastcifar.bench.measurement import Measurement
 from fastcifar.bench.race import Case, race
 from fastcifar.bench.setting import CLASSES, ON_CPU, ON_CUDA, SHAPE, Setting, Size
 from fastcifar.config import Recipe
+from fastcifar.engine.environment import make_current
 from fastcifar.errors import UserError, nearest
 
 SUBJECTS: dict[str, Callable[[Setting], list[Case]]] = {
@@ -73,8 +74,7 @@ def run(
     Raises:
         UserError: no such subject, or the recipe does not fit images of 32 x 32 pixels.
     """
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # of streams, events and graphs
+    make_current(device)
     rows: list[Measurement] = []
     for subject in choose_subjects(subjects):
         for case in make_cases(subject, device, recipe, sizes=sizes, batch_sizes=batch_sizes):

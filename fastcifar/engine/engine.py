@@ -12,7 +12,7 @@ from fastcifar.data.streaming import choose_loader, open_loader
 from fastcifar.engine import step as steps
 from fastcifar.engine.caches import warm_start
 from fastcifar.engine.distributed import World, seed_rank, synchronise_batchnorm
-from fastcifar.engine.environment import device_name, environment
+from fastcifar.engine.environment import device_name, environment, make_current
 from fastcifar.engine.evaluate import Evaluator, Logits, evaluation_loader, logits_of
 from fastcifar.engine.memory import keep_freed_memory
 from fastcifar.engine.onednn import check_convolutions
@@ -53,8 +53,7 @@ class Engine:
     ) -> None:
         self.recipe = recipe = recipe.with_classes(len(dataset.manifest.classes), dataset.manifest.image_shape[2])
         self.dataset, self.world, self.device = dataset, world, world.device
-        if self.device.type == "cuda" and self.device.index is not None:
-            torch.cuda.set_device(self.device)  # of streams, events and graphs
+        make_current(self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
         self._asked_loader = loader

@@ -29,6 +29,12 @@ def choose_device(asked: str) -> torch.device:
     return device
 
 
+def make_current(device: torch.device) -> None:
+    """Make a CUDA device that of new streams, events and graphs; one without an index is the current one already."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+
+
 def device_name(device: torch.device) -> str:
     """The marketing name of a device, as in "NVIDIA H200" or "AMD EPYC, 2 threads"."""
     if device.type == "cuda":

@@ -78,9 +78,7 @@ def test_a_policy_that_does_not_fit_the_images_is_one_clear_line(recipe):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(
-    "subject", ["augment", "erasing"]
-)  # the others compile for minutes; benchmarks/gpu_suite.py runs them
+@pytest.mark.parametrize("subject", ["step", "augment", "erasing"])  # others take minutes; benchmarks/gpu_suite.py runs them
 def test_a_subject_runs_on_a_gpu(subject, recipe):
     rows = run([subject], torch.device("cuda"), recipe, sizes=TINY)
     assert all(row.rounds for row in rows if row.variant.startswith("fastcifar") and row.case != "whole"), rows
