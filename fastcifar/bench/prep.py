@@ -86,4 +86,4 @@ def whole() -> Iterator[Work]:
         with TemporaryDirectory() as folder:  # another each time: what is there already would not be done again
             return sum(prepare(source, Path(folder, "betons")).manifest.counts.values())
 
-    yield Work(run, run(), note=lambda: f"of {source}")
+    yield Work(run, run(), note=lambda: f"of {Path(source).name}")

@@ -1,5 +1,7 @@
 """Both writers write every image, and the whole of prep is timed where a source is given."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -38,3 +40,10 @@ def test_without_a_source_it_says_how_to_name_one(monkeypatch):
     monkeypatch.delenv("FASTCIFAR_SOURCE", raising=False)
     with pytest.raises(Unavailable, match="FASTCIFAR_SOURCE"), prep.whole():
         pass
+
+
+def test_the_source_is_named_without_the_folder_that_it_lies_in(monkeypatch, tmp_path):
+    monkeypatch.setenv("FASTCIFAR_SOURCE", str(tmp_path / "cifar-10-batches-py"))
+    monkeypatch.setattr(prep, "prepare", lambda *_: SimpleNamespace(manifest=SimpleNamespace(counts={"train": 1})))
+    with prep.whole() as work:
+        assert work.note() == "of cifar-10-batches-py"
