@@ -253,6 +253,7 @@ def profile(
     from fastcifar.config import load_recipe
     from fastcifar.data.dataset import load_dataset
     from fastcifar.engine.environment import choose_device
+    from fastcifar.engine.precision import emulation_warning, resolve_precision
     from fastcifar.profiling.profile import profile as run_profile
     from fastcifar.report.profile import plot_roofline, print_profile
 
@@ -263,6 +264,8 @@ def profile(
     else:
         dataset = load_dataset(data or Path("betons"))
     trace = out / "trace.json.gz"
+    if warning := emulation_warning(resolve_precision(loaded, where)[0].train.precision, where):
+        print(warning)
     found = run_profile(loaded, dataset, where, trace, backend=step, loader=loader, steps=steps)
     print_profile(found)
     plot_roofline(found, out / "roofline.png")
@@ -317,15 +320,17 @@ def bench(
     from fastcifar.bench.report import document, print_measurements, to_markdown, working
     from fastcifar.config import load_recipe
     from fastcifar.engine.environment import choose_device, device_name
-    from fastcifar.engine.precision import has_bf16
+    from fastcifar.engine.precision import emulation_warning, resolve_precision
     from fastcifar.files import write_text
 
     chosen, loaded, where = choose_subjects(subjects), load_recipe(recipe, set_), choose_device(device)
     if plot:
         check_format("--plot", plot)
     print(f"{where}: {device_name(where)}; all take turns, a ratio is the median of the ratios of rounds side by side\n")
-    if loaded.train.precision == "bf16" and not has_bf16(where):
-        print(f"{where} has no bf16 arithmetic: --set train.precision=fp32 will be faster\n")
+    loaded, why = resolve_precision(loaded, where)
+    print(f"precision: {loaded.train.precision} ({why})")
+    if warning := emulation_warning(loaded.train.precision, where):
+        print(warning)
     rows = []
     for subject in chosen:
         with working() as progress:

@@ -20,6 +20,7 @@ from fastcifar.optim.schedules import ScheduleConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 PRECISIONS = {
+    "auto": "float32",
     "bf16": "bfloat16",
     "fp16": "float16",
     "pure_bf16": "bfloat16",
@@ -27,7 +28,10 @@ PRECISIONS = {
     "tf32": "float32",
     "fp32": "float32",
 }
-"""What convolutions compute in; `fastcifar.engine.precision` says the rest."""
+"""The dtype of the images, which is what convolutions compute in; `fastcifar.engine.precision` says the rest.
+
+"auto" is decided when the device is known; until then images are float32, which every model takes.
+"""
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,11 @@ class TrainConfig:
     epochs: Annotated[int, "passes over the training split"] = 40
     batch_size: Annotated[int, "images a step"] = 64
     precision: Annotated[
-        Literal["bf16", "fp16", "pure_bf16", "pure_fp16", "tf32", "fp32"],
-        "bf16, fp16: autocast over float32 weights, fp16 with scaled gradients; pure_*: weights in 16 bits too, but "
+        Literal["auto", "bf16", "fp16", "pure_bf16", "pure_fp16", "tf32", "fp32"],
+        "auto: bf16 where the device computes in it, fp16 on older GPUs with tensor cores, fp32 elsewhere; bf16, fp16: "
+        "autocast over float32 weights, fp16 with scaled gradients; pure_*: weights in 16 bits too, but "
         "BatchNorm's; tf32: float32 with factors rounded to 10 bits; fp32: float32",
-    ] = "bf16"
+    ] = "auto"
     pad_widths: Annotated[
         Literal[0, 8, 16, 32, 64],
         "pad awkward widths to a multiple of this for tensor cores; it changes nothing but the time; 0: do not",

@@ -25,15 +25,10 @@ else
     [ "$code" = 0 ] || exit "$code"
 fi
 
-machine=$(.venv/bin/python -c '
-import torch
-from fastcifar.engine.precision import has_bf16
-print("cuda" if torch.cuda.is_available() else "bf16" if has_bf16(torch.device("cpu")) else "fp32")
-')
-case "$machine" in
-    cuda) recipe=(seed); why="PyTorch sees a CUDA GPU" ;;
-    bf16) recipe=(cpu); why="PyTorch sees no CUDA GPU" ;;
-    fp32) recipe=(cpu --set train.precision=fp32); why="PyTorch sees no CUDA GPU, and this CPU has no bf16 arithmetic" ;;
-esac
-echo "training the recipe ${recipe[*]}: $why"
-fastcifar train --recipe "${recipe[@]}" --data "$data" "$@"
+if [ "$(.venv/bin/python -c 'import torch; print(torch.cuda.is_available())')" = True ]; then
+    recipe=seed why="PyTorch sees a CUDA GPU"
+else
+    recipe=cpu why="PyTorch sees no CUDA GPU"
+fi
+echo "training the recipe $recipe: $why"
+fastcifar train --recipe "$recipe" --data "$data" "$@"

@@ -101,6 +101,15 @@ def test_train_then_eval_from_prep_to_confusion_matrix(betons, tmp_path):
     assert sum(map(sum, score["confusion"])) == score["images"]
 
 
+def test_precision_is_chosen_for_the_cpu_said_first_and_written_to_the_runs_recipe(betons, tmp_path):
+    capped = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    where = "--data", betons, "--out", tmp_path / "run"
+    done = fastcifar("train", *SMALL, "--epochs", 1, *where, **capped)
+    assert done.returncode == 0, done.stderr
+    assert "fp32 (auto: cpu has no arithmetic for 16 bits)" in done.stdout.splitlines()[0]
+    assert 'precision = "fp32"' in (tmp_path / "run" / "recipe.toml").read_text()
+
+
 def test_ctrl_c_ends_with_a_checkpoint_and_resume_goes_on(betons, tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "fastcifar", "train", *SMALL, "--epochs", "500", "--data", betons, "--out", run]

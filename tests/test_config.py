@@ -113,8 +113,9 @@ def test_an_unknown_recipe_names_the_nearest():
 
 
 def test_the_augmentation_writes_the_dtype_of_the_precision():
-    assert load_recipe("seed").augment.dtype == "bfloat16"
+    assert load_recipe("seed", ["train.precision=bf16"]).augment.dtype == "bfloat16"
     assert load_recipe("seed", ["train.precision=fp32"]).augment.dtype == "float32"
+    assert load_recipe("seed").with_precision("fp16").augment.dtype == "float16"
 
 
 def test_any_text_survives_being_written_and_read_back(tmp_path):

@@ -18,7 +18,7 @@ PACKAGES = ("fastcifar", "data_prep")
 PYTHON_STUB = """#!/bin/bash
 case "$*" in
     *"prep --out"*) echo "$PREP_SAID"; exit "$PREP_CODE" ;;
-    -c*) echo "$MACHINE" ;;
+    -c*) echo "$CUDA" ;;
     *) echo "ran $*" ;;
 esac
 """
@@ -46,8 +46,8 @@ def make_train(tmp_path):
         (tmp_path / path).write_text(source)
         (tmp_path / path).chmod(0o755)
 
-    def run(prep_code: int, said: str = "prep said", machine: str = "bf16") -> subprocess.CompletedProcess[str]:
-        env = os.environ | {"PREP_CODE": str(prep_code), "PREP_SAID": said, "MACHINE": machine}
+    def run(prep_code: int, said: str = "prep said", cuda: str = "False") -> subprocess.CompletedProcess[str]:
+        env = os.environ | {"PREP_CODE": str(prep_code), "PREP_SAID": said, "CUDA": cuda}
         return subprocess.run([tmp_path / "scripts/train.sh", "--seed", "7"], env=env, capture_output=True, text=True)
 
     return run
@@ -95,15 +95,10 @@ def test_make_train_trains_on_what_prep_prepared(make_train):
 
 
 @pytest.mark.parametrize(
-    ("machine", "recipe", "why"),
-    [
-        ("cuda", "seed", "PyTorch sees a CUDA GPU"),
-        ("bf16", "cpu", "PyTorch sees no CUDA GPU"),
-        ("fp32", "cpu --set train.precision=fp32", "PyTorch sees no CUDA GPU, and this CPU has no bf16 arithmetic"),
-    ],
+    ("cuda", "recipe", "why"), [("True", "seed", "PyTorch sees a CUDA GPU"), ("False", "cpu", "PyTorch sees no CUDA GPU")]
 )
-def test_make_train_picks_the_recipe_for_the_machine_and_says_why(make_train, machine, recipe, why):
-    said, chosen, ran = make_train(prep_code=0, machine=machine).stdout.splitlines()
+def test_make_train_picks_the_recipe_for_the_machine_and_says_why(make_train, cuda, recipe, why):
+    said, chosen, ran = make_train(prep_code=0, cuda=cuda).stdout.splitlines()
     assert said == "prep said"
     assert chosen == f"training the recipe {recipe}: {why}"
     assert ran == f"ran -m fastcifar train --recipe {recipe} --data betons --seed 7"

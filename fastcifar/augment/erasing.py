@@ -348,7 +348,13 @@ class RandomErasing(torch.nn.Module):
         self.register_buffer("state", torch.tensor([seed, 0]))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Erase.
+        """Erase, with other draws at every call; see `erase`."""
+        erased = self.erase(images)
+        self.state[1] += 1
+        return erased
+
+    def erase(self, images: torch.Tensor) -> torch.Tensor:
+        """Erase, with the draws of the next call of the module, which stay the next ones.
 
         Args:
             images: (B, C, H, W), or (C, H, W) for one image; float32, float16 or bfloat16, or uint8 where the module
@@ -372,7 +378,6 @@ class RandomErasing(torch.nn.Module):
         else:
             dtype = self.dtype or (torch.bfloat16 if images.dtype == torch.uint8 else images.dtype)
             batch = _random_erasing(batch, self.state, *parameters, mean, std, dtype)
-        self.state[1] += 1
         return images if self.inplace else batch.view_as(images)
 
     def extra_repr(self) -> str:

@@ -116,8 +116,9 @@ def boxes_floor(dtype: torch.dtype, device: torch.device) -> Floor:
 def erase(
     build: Build, make_batches: Callable[[], tuple[torch.Tensor, ...]], *, graph: bool = False, one_draw: bool = False
 ) -> Iterator[Work]:
-    """A module given batch after batch; `graph`: as a CUDA graph, replayed."""
+    """A module given batch after batch; `graph`: as a CUDA graph, replayed, of our kernel alone."""
     module, batches = build(), make_batches()
+    module = module.erase if graph and isinstance(module, RandomErasing) else module
 
     def run() -> list[torch.Tensor]:
         return [module(images) for images in batches]

@@ -12,6 +12,7 @@ from fastcifar.bench.race import Case, race
 from fastcifar.bench.setting import CLASSES, ON_CPU, ON_CUDA, SHAPE, Setting, Size
 from fastcifar.config import Recipe
 from fastcifar.engine.environment import make_current
+from fastcifar.engine.precision import resolve_precision
 from fastcifar.errors import UserError, nearest
 
 SUBJECTS: dict[str, Callable[[Setting], list[Case]]] = {
@@ -49,6 +50,7 @@ def make_cases(
     size = (sizes or (ON_CUDA if device.type == "cuda" else ON_CPU))[subject]
     if batch_sizes:
         size = dataclasses.replace(size, batches=tuple(batch_sizes))
+    recipe, _ = resolve_precision(recipe, device)
     return SUBJECTS[subject](Setting(device, recipe.with_classes(CLASSES, SHAPE[2]), size))
 
 

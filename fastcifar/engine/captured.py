@@ -67,8 +67,9 @@ class CapturedStep(EagerStep):
         if self.failure:
             return super()._one()
         self.mark("begin")
-        self._train(self.loader.load())
+        batch = self.loader.load()
         self.loader.state[2] += 1
+        self._train(batch)
 
     def _several(self, count: int) -> None:
         for _ in range(count):

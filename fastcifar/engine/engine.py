@@ -16,7 +16,14 @@ from fastcifar.engine.environment import device_name, environment, make_current
 from fastcifar.engine.evaluate import Evaluator, Logits, evaluation_loader, logits_of
 from fastcifar.engine.memory import keep_freed_memory
 from fastcifar.engine.onednn import check_convolutions
-from fastcifar.engine.precision import PRECISIONS, gradient_scaler, reset_scaler, scaler_state, to_weights_dtype
+from fastcifar.engine.precision import (
+    PRECISIONS,
+    gradient_scaler,
+    reset_scaler,
+    resolve_precision,
+    scaler_state,
+    to_weights_dtype,
+)
 from fastcifar.models import build_model
 from fastcifar.models.padding import pad_widths
 from fastcifar.optim.optimizers import build_optimizer
@@ -36,7 +43,8 @@ class Engine:
         mark: called at the end of every phase of a step; see `fastcifar.engine.step.EagerStep`.
 
     Attributes:
-        recipe: with the classes, channels and seed of the run.
+        recipe: with the classes, channels, precision and seed of the run.
+        precision_reason: why that precision.
         backend, why: what the step's back end is, and why that one.
         loader_kind, loader_reason: the same of the loader.
     """
@@ -51,8 +59,10 @@ class Engine:
         loader: str = "auto",
         mark: steps.Mark | None = None,
     ) -> None:
-        self.recipe = recipe = recipe.with_classes(len(dataset.manifest.classes), dataset.manifest.image_shape[2])
+        recipe = recipe.with_classes(len(dataset.manifest.classes), dataset.manifest.image_shape[2])
         self.dataset, self.world, self.device = dataset, world, world.device
+        self.recipe, self.precision_reason = resolve_precision(recipe, self.device)
+        recipe = self.recipe
         make_current(self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -169,6 +179,8 @@ class Engine:
             "dataset": self.dataset.manifest.name,
             "dataset_sha256": self.dataset.manifest.sha256,
             "processes": self.world.size,
+            "precision": self.recipe.train.precision,
+            "precision_reason": self.precision_reason,
             "step": self.backend,
             "step_reason": self.why,
             "loader": self.loader_kind,

@@ -19,7 +19,7 @@ from fastcifar.data.streaming import choose_loader, open_loader
 from fastcifar.engine.captured import CaptureFailed, capture, separate_random_state, side_stream
 from fastcifar.engine.checkpoint import load_checkpoint, restore_model
 from fastcifar.engine.distributed import World
-from fastcifar.engine.precision import arithmetic, autocast, to_weights_dtype
+from fastcifar.engine.precision import arithmetic, autocast, resolve_precision, to_weights_dtype
 from fastcifar.engine.step import compile_alone
 from fastcifar.errors import UserError
 from fastcifar.models import build_model
@@ -235,6 +235,7 @@ def evaluate_run(
     if getattr(dataset, split) is None:
         raise UserError(f"--split {split}: {dataset.root} has no {split} split")
     recipe = recipe.with_classes(len(dataset.manifest.classes), dataset.manifest.image_shape[2])
+    recipe, _ = resolve_precision(recipe, device)  # a run's own recipe has it resolved
     precision, tta = recipe.train.precision, recipe.evaluate.tta
     model = to_weights_dtype(build_model(recipe.model), precision)
     restore_model(load_checkpoint(path), model, recipe.model)

@@ -11,7 +11,7 @@ import torch
 from fastcifar.config import Recipe
 from fastcifar.data.dataset import Manifest
 from fastcifar.engine.distributed import World
-from fastcifar.engine.precision import to_weights_dtype
+from fastcifar.engine.precision import resolve_precision, to_weights_dtype
 from fastcifar.engine.step import forward_loss
 from fastcifar.errors import UserError
 from fastcifar.models import build_model
@@ -63,7 +63,7 @@ def largest_batch(peak: Callable[[int], int], available: int) -> int:
 
 
 def _advice(recipe: Recipe, manifest: Manifest, world: World) -> str:
-    recipe = recipe.with_classes(len(manifest.classes), manifest.image_shape[2])
+    recipe, _ = resolve_precision(recipe.with_classes(len(manifest.classes), manifest.image_shape[2]), world.device)
     torch.backends.cudnn.benchmark = False  # its trials take what memory there is, and the run is over
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(world.device)

@@ -11,10 +11,13 @@ import torch
 from torch import nn
 
 from fastcifar.config import PRECISIONS as DTYPE_NAMES
+from fastcifar.config import Recipe
 
 # cuBLAS reads this once, when it starts; deterministic runs need it. It is what PyTorch itself takes on an H100 and later.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
+TENSOR_CORES = 7, 0  # compute capability of the first GPUs that have them
+ISA_WITHOUT_BF16 = "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"
 INITIAL_SCALE = 2.0**16  # of the loss; it halves where a gradient overflows and doubles after 2,000 steps without
 
 
@@ -38,7 +41,7 @@ class Precision:
 
 PRECISIONS = {
     name: Precision(dtype, dtype if name.startswith("pure_") else torch.float32)
-    for name, dtype in ((name, getattr(torch, dtype)) for name, dtype in DTYPE_NAMES.items())
+    for name, dtype in ((name, getattr(torch, dtype)) for name, dtype in DTYPE_NAMES.items() if name != "auto")
 }
 
 
@@ -105,11 +108,32 @@ def arithmetic(precision: str, *, deterministic: bool = False) -> Iterator[None]
         switch(*before)
 
 
+def resolve_precision(recipe: Recipe, device: torch.device) -> tuple[Recipe, str]:
+    """The recipe with the precision that "auto" is on `device`, and the reason; any other precision stays."""
+    if recipe.train.precision != "auto":
+        return recipe, "as asked"
+    if has_bf16(device):
+        return recipe.with_precision("bf16"), f"auto: {device} computes in bf16"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= TENSOR_CORES:
+        return recipe.with_precision("fp16"), f"auto: {device} has tensor cores for fp16 and not for bf16"
+    return recipe.with_precision("fp32"), f"auto: {device} has no arithmetic for 16 bits"
+
+
+def emulation_warning(precision: str, device: torch.device) -> str:
+    """One line where `device` only emulates `precision`; "" where it computes in it."""
+    if PRECISIONS[precision].compute == torch.bfloat16 and not has_bf16(device):
+        return f"{device} has no bf16 arithmetic and emulates it, many times slower: --set train.precision=auto avoids that"
+    return ""
+
+
 def has_bf16(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether the device computes in bf16 rather than emulating it, which on a CPU is many times slower than float32.
 
     A CPU's word for it stands in `cpuinfo`: avx512_bf16 or amx_bf16 on x86, bf16 on Arm. Where there is no such file, yes.
+    oneDNN, which computes it, may have been told to use less of the CPU by the environment variable ONEDNN_MAX_CPU_ISA.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
+    if (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")).upper() in ISA_WITHOUT_BF16:
+        return False
     return not cpuinfo.exists() or bool(re.search(r"\b(avx512_|amx_)?bf16\b", cpuinfo.read_text()))

@@ -26,7 +26,7 @@ from fastcifar.engine.distributed import gather_random_state, joined, own_random
 from fastcifar.engine.engine import Engine
 from fastcifar.engine.evaluate import Evaluation, read_sums
 from fastcifar.engine.memory import advised
-from fastcifar.engine.precision import arithmetic, has_bf16
+from fastcifar.engine.precision import arithmetic, emulation_warning
 from fastcifar.engine.rundir import RunDirectory, new_run, read_environment
 from fastcifar.engine.transfer import Clock, Snapshot, Transfer
 from fastcifar.errors import UserError
@@ -240,13 +240,14 @@ class Trainer:
         engine, world = self.engine, self.world
         where = str(self.device) if world.size == 1 else f"{world.size} x {self.device.type}"
         self.reporter.line(
-            f"{self.run.root}: {self.recipe.name} on {engine.dataset.manifest.name}, {where}, {engine.backend} step "
-            f"({engine.why}), {engine.loader.augment} augmentation ({engine.loader.augment_reason})"
+            f"{self.run.root}: {self.recipe.name} on {engine.dataset.manifest.name}, {where}, "
+            f"{self.recipe.train.precision} ({engine.precision_reason}), {engine.backend} step ({engine.why}), "
+            f"{engine.loader.augment} augmentation ({engine.loader.augment_reason})"
         )
         if engine.loader_kind == "streaming":
             self.reporter.line(f"streaming from {engine.dataset.root}: {engine.loader_reason}")
-        if self.recipe.train.precision == "bf16" and not has_bf16(self.device):
-            self.reporter.line(f"{self.device} has no bf16 arithmetic: --set train.precision=fp32 will be faster")
+        if warning := emulation_warning(self.recipe.train.precision, self.device):
+            self.reporter.line(warning)
 
     def _train(self, should_stop: Callable[[], bool]) -> bool:
         """Train to the end of the recipe; False where `should_stop` cut it short."""

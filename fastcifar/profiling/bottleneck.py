@@ -63,6 +63,8 @@ def bottleneck(
         turn = "--step compiled fuses them" if backend == "eager" else "turn train.precision to pure_bf16, which moves less"
         return f"You are memory-bound: {1 - arithmetic:.0%} of the work is passes over memory, not arithmetic; {turn}."
     reached = f"{utilisation:.0%} of the measured ceiling of {precision} arithmetic"
+    if utilisation > 1:
+        reached += ", so that a matrix product is no measure of convolutions here"
     if utilisation >= NEAR:
         turn = "train.precision to bf16" if precision in ("fp32", "tf32") else "model.channels or train.epochs: less work"
         return f"You are compute-bound: the step reaches {reached}; what is left to turn is {turn}."

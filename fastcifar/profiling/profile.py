@@ -24,7 +24,8 @@ from fastcifar.data.dataset import Dataset
 from fastcifar.engine.distributed import World
 from fastcifar.engine.engine import Engine
 from fastcifar.engine.environment import environment
-from fastcifar.engine.precision import PRECISIONS
+from fastcifar.engine.precision import PRECISIONS, resolve_precision
+from fastcifar.engine.step import WARM_UP_STEPS
 from fastcifar.engine.trainer import arithmetic_of
 from fastcifar.engine.transfer import Clock
 from fastcifar.errors import UserError
@@ -62,7 +63,7 @@ def profile(
         JSON values; seconds are of one step. "phases" and "idle" in it add up to "step_seconds", "groups" to the phases.
     """
     steps = steps or STEPS[device.type]
-    recipe = _long_enough(recipe, dataset, steps)
+    recipe, precision_reason = resolve_precision(_long_enough(recipe, dataset, steps), device)
     dtype = PRECISIONS[recipe.train.precision].compute
     with arithmetic_of(recipe):
         before = measure_ceilings(device, dtype)
@@ -85,6 +86,7 @@ def profile(
         "recipe": recipe.name,
         "batch_size": recipe.train.batch_size,
         "precision": recipe.train.precision,
+        "precision_reason": precision_reason,
         "step": engine.backend,
         "step_reason": engine.why,
         "augment": engine.loader.augment,
@@ -140,7 +142,7 @@ def _time_rounds(engine: Engine, steps: int) -> tuple[list[float], float | None]
 
 
 def _trace_steps(engine: Engine, steps: int, path: Path) -> Trace:
-    """Trace `steps` steps into `path`; of a captured step, the kernels get their phases from uncaptured ones."""
+    """Trace `steps` steps into `path`; a captured step's kernels, and no others, get their phases from an uncaptured step."""
     engine.step.seek(0)
     traced = _recorded(lambda: engine.step.run(steps), engine.device, path)
     if engine.backend != "captured":
@@ -149,7 +151,9 @@ def _trace_steps(engine: Engine, steps: int, path: Path) -> Trace:
     with replacing(path.with_name(f"uncaptured-{path.name}")) as temporary:
         body = _recorded(engine.step.practise, engine.device, temporary)
     launched = [one for one in body.work if one.phase]
-    return replace(traced, work=tuple(phases_by_order(traced.work, launched)), waits=body.waits)
+    last_step = launched[-(len(launched) // WARM_UP_STEPS) :]
+    replayed = [one for one in traced.work if one.replayed]
+    return replace(traced, work=tuple(phases_by_order(replayed, last_step)), waits=body.waits)
 
 
 def _recorded(run: Callable[[], None], device: torch.device, path: Path) -> Trace:
@@ -171,8 +175,9 @@ def _recorded(run: Callable[[], None], device: torch.device, path: Path) -> Trac
 def _account(traced: Trace, steps: int, step_s: float) -> dict[str, Any]:
     """Seconds of a step by phase, group and name.
 
-    On CUDA a kernel takes as long with the profiler as without it, and the rest of the step is idle. On a CPU the profiler
-    slows everything, so that shares of the traced steps are taken, and given in seconds of the untraced one.
+    On CUDA a kernel takes about as long with the profiler as without it, and the rest of the step is idle; where it takes
+    longer, idle time is hidden, so that the idle time of the traced steps is given beside it. On a CPU the profiler slows
+    everything, so that shares of the traced steps are taken, and given in seconds of the untraced one.
     """
     work = [one for one in traced.work if one.phase]
     busy = busy_seconds(work)
@@ -188,6 +193,7 @@ def _account(traced: Trace, steps: int, step_s: float) -> dict[str, Any]:
         groups[one.group] += one.seconds * scale
         names[one.name].append(one)
     phases["idle"] = max(0.0, step_s - sum(phases.values()))
+    traced_s = (max(one.end for one in work) - min(one.begin for one in work)) / steps if work else 0.0
     top = [
         {
             "name": name,
@@ -205,7 +211,8 @@ def _account(traced: Trace, steps: int, step_s: float) -> dict[str, Any]:
         "top": top[:TOP],
         "waits": waits,
         "idle_in": _idle_in(traced, work),
-        "traced_seconds": (max(one.end for one in work) - min(one.begin for one in work)) / steps if work else 0.0,
+        "traced_seconds": traced_s,
+        "traced_idle_seconds": traced_s - busy / steps,
     }
 
 

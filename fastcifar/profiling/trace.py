@@ -41,6 +41,7 @@ class Work:
         seconds: of its own, without what it calls.
         phase: of PHASES; "" outside of a step.
         group: of GROUPS.
+        replayed: launched as part of a CUDA graph.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Work:
     seconds: float
     phase: str
     group: str
+    replayed: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,17 +127,18 @@ def group_of(name: str, phase: str) -> str:
 
 
 def _on_device(events: Iterable[dict[str, Any]], device: Iterable[dict[str, Any]], phase_of: _Phases) -> list[Work]:
-    launched = {
-        event["args"]["correlation"]: event["ts"] / 1e6
+    launches = {
+        event["args"]["correlation"]: event
         for event in events
         if event.get("cat") in ("cuda_runtime", "cuda_driver") and "correlation" in event.get("args", {})
     }
     work = []
     for event in device:
         begin = event["ts"] / 1e6
-        phase = phase_of(launched.get(event.get("args", {}).get("correlation"), begin))
+        launch = launches.get(event.get("args", {}).get("correlation"), event)
+        phase, replayed = phase_of(launch["ts"] / 1e6), "GraphLaunch" in launch["name"]
         seconds = event["dur"] / 1e6
-        work.append(Work(event["name"], begin, begin + seconds, seconds, phase, group_of(event["name"], phase)))
+        work.append(Work(event["name"], begin, begin + seconds, seconds, phase, group_of(event["name"], phase), replayed))
     return work
 
 
@@ -164,20 +167,19 @@ def _on_cpu(events: Iterable[dict[str, Any]], phase_of: _Phases) -> list[Work]:
     return work
 
 
-def phases_by_order(replayed: Sequence[Work], body: Sequence[Work]) -> list[Work]:
+def phases_by_order(replayed: Sequence[Work], cycle: Sequence[Work]) -> list[Work]:
     """Give kernels that a graph replayed, which the host did not launch one by one, the phases of the same ones launched so.
 
     Args:
         replayed: of whole steps, in order.
-        body: of whole steps, in order, with phases.
+        cycle: of one step, in order, with phases.
 
     Returns:
         `replayed` with phases, by position where both have the same kernels, else by name.
     """
     known: dict[str, str] = {}
-    for one in body:
+    for one in cycle:
         known.setdefault(one.name, one.phase)
-    cycle = [one for one in body if one.phase]
     same = bool(cycle) and len(replayed) % len(cycle) == 0
     same = same and all(one.name == cycle[index % len(cycle)].name for index, one in enumerate(replayed))
     phases = [cycle[index % len(cycle)].phase if same else known.get(one.name, "") for index, one in enumerate(replayed)]

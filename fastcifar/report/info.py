@@ -8,7 +8,7 @@ from rich.table import Table
 
 from fastcifar.config import Recipe
 from fastcifar.engine.environment import choose_device, environment
-from fastcifar.engine.precision import PRECISIONS
+from fastcifar.engine.precision import PRECISIONS, resolve_precision
 from fastcifar.models import build_model
 from fastcifar.models.padding import describe_padding, pad_widths
 from fastcifar.profiling.roofline import floor_seconds, measure_ceilings
@@ -26,6 +26,7 @@ def describe(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     counts no memory traffic and no validation.
     """
     chosen = choose_device(device)
+    recipe, reason = resolve_precision(recipe, chosen)
     size = recipe.augment.output_size(IMAGE_SIZE, IMAGE_SIZE, recipe.model.in_channels)
     with torch.random.fork_rng(devices=[]):
         shape = (recipe.model.in_channels, *size)
@@ -40,6 +41,7 @@ def describe(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         "padding": padding,
         "images_trained": images,
         "precision": recipe.train.precision,
+        "precision_reason": reason,
         "ceilings": asdict(ceilings),
         "floor_seconds": floor_seconds(summary.macs, images, ceilings),
         "environment": environment(chosen),
@@ -61,6 +63,7 @@ def print_info(described: dict[str, Any], *, layers: bool) -> None:
         ("parameter size", f"{model['parameter_mb']:.2f} MB (float32)"),
         ("activations", f"{model['activation_mb']:.2f} MB (forward and backward, one image, float32)"),
         ("multiply-accumulates", f"{model['macs'] / 1e9:.3f} G an image, forward"),
+        ("precision", f"{described['precision']} ({described['precision_reason']})"),
         ("padding", ", ".join(described["padding"]) or "none"),
         ("device", f"{env['device']}: {env['device_name']}"),
         (

@@ -22,8 +22,8 @@ def print_profile(found: Mapping[str, Any]) -> None:
     console = plain_console()
     rounds, step = found["rounds"], found["step_seconds"]
     console.print(
-        f"{found['recipe']} at batch {found['batch_size']} in {found['precision']} on {found['environment']['device']}: "
-        f"{found['step']} step ({found['step_reason']})",
+        f"{found['recipe']} at batch {found['batch_size']} on {found['environment']['device']}: {found['precision']} "
+        f"({found['precision_reason']}), {found['step']} step ({found['step_reason']})",
         markup=False,
     )
     spread = f"{_time(min(rounds))} to {_time(max(rounds))} in {len(rounds)} rounds"
@@ -31,6 +31,8 @@ def print_profile(found: Mapping[str, Any]) -> None:
         f"step {_time(step)} ({spread}), {found['images_per_s']:,.0f} images/s, warm-up {found['warm_up_seconds']:.1f} s"
     )
     console.print(_shares("phase", found["phases"], step))
+    traced, idle = found["traced_seconds"], found["traced_idle_seconds"]
+    console.print(f" idle in the trace: {_time(idle)} of {_time(traced)}, {idle / traced if traced else 0:.1%}")
     console.print(_shares("kind of work", found["groups"], step))
     console.print(_top(found["top"], step), crop=False, overflow="ignore")
     console.print(_ceilings(found))

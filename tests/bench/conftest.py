@@ -16,7 +16,7 @@ from fastcifar.profiling.roofline import Ceilings
 def recipe() -> Recipe:
     """The seed recipe with a small model."""
     sizes = ["stem_channels=8", "channels=[8, 16]", "blocks=[1, 1]", "strides=[1, 2]"]
-    return load_recipe("seed", [f"model.{size}" for size in sizes])
+    return load_recipe("seed", ["train.precision=bf16", *(f"model.{size}" for size in sizes)])
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ import torch
 
 from fastcifar.bench import augment, peers
 from fastcifar.config import load_recipe
+from fastcifar.data.resident import ResidentLoader
 
 CPU = torch.device("cpu")
-SEED = load_recipe("seed").augment
+SEED = load_recipe("seed", ["train.precision=bf16"]).augment
 
 
 @pytest.mark.parametrize("make", [augment.ours, augment.v2, augment.kornia])
@@ -43,3 +44,14 @@ def test_captured_batches_are_those_of_the_loader():
     with augment.ours(SEED, 4, 3, device) as ours, augment.graph(SEED, 4, 3, device) as graph:
         assert all(map(torch.equal, graph.run(), ours.run()))
         assert graph.amount > ours.amount
+
+
+def test_a_captured_batch_is_the_loader_alone(recipe, monkeypatch):
+    """Nothing that moves a position on is timed with it, and the batches are still different ones."""
+    monkeypatch.setattr(augment, "captured", lambda run: run)
+    policy, device = recipe.augment, torch.device("cpu")
+    _, run = augment._loader(policy, 4, 3, device)
+    expected = run()
+    monkeypatch.setattr(ResidentLoader, "batch", lambda *_: pytest.fail("it writes its position first"))
+    with augment.graph(policy, 4, 3, device) as work:
+        assert all(map(torch.equal, work.run(), expected))

@@ -52,3 +52,14 @@ def test_the_floor_in_place_is_that_of_writing_the_boxes(ceilings):
 def test_a_note_says_who_draws_once_for_a_whole_batch(setting):
     rows = race(erasing.cases(setting)[0])
     assert {row.variant for row in rows if "one draw" in row.note} == {"torchvision v2"}
+
+
+def test_a_captured_call_is_the_kernel_alone(monkeypatch):
+    """Counting the calls is not timed with it."""
+    monkeypatch.setattr(erasing, "captured", lambda run: run)
+    module = erasing.RandomErasing()
+    monkeypatch.setattr(module, "erase", lambda images: images)
+    images = torch.zeros(2, 3, 4, 4)
+    with erasing.erase(lambda: module, lambda: (images, images), graph=True) as work:
+        assert len(work.run()) == 2
+    assert module.state[1] == 0

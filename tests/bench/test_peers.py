@@ -14,7 +14,7 @@ from fastcifar.bench.setting import random_split
 from fastcifar.config import load_recipe
 
 CPU = torch.device("cpu")
-SEED = load_recipe("seed").augment
+SEED = load_recipe("seed", ["train.precision=bf16"]).augment
 
 
 def test_a_peer_that_is_missing_is_one_line_with_its_name_and_its_extra(monkeypatch):

@@ -3,12 +3,15 @@
 import pytest
 import torch
 
+from fastcifar.config import load_recipe
 from fastcifar.engine.precision import (
     PRECISIONS,
     arithmetic,
     autocast,
+    emulation_warning,
     gradient_scaler,
     has_bf16,
+    resolve_precision,
     scaler_state,
     to_weights_dtype,
 )
@@ -59,7 +62,44 @@ def test_a_runs_switches_are_set_and_put_back():
     ("flags", "expected"),
     [("avx512f avx512_bf16", True), ("amx_bf16 amx_tile", True), ("asimd i8mm bf16", True), ("avx2 f16c", False)],
 )
-def test_a_cpus_flags_say_whether_it_has_bf16(tmp_path, flags, expected):
+def test_a_cpus_flags_say_whether_it_has_bf16(tmp_path, monkeypatch, flags, expected):
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : fpu {flags} sse\n")
     assert has_bf16(CPU, tmp_path / "cpuinfo") is expected
     assert has_bf16(CPU, tmp_path / "none")
+
+
+@pytest.mark.parametrize("variable", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+@pytest.mark.parametrize(
+    ("isa", "expected"), [("AVX2", False), ("avx512_core", False), ("AVX512_CORE_BF16", True), ("ALL", True)]
+)
+def test_bf16_that_onednn_was_told_not_to_use_is_none(tmp_path, monkeypatch, variable, isa, expected):
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setenv(variable, isa)
+    (tmp_path / "cpuinfo").write_text("flags : avx512_bf16\n")
+    assert has_bf16(CPU, tmp_path / "cpuinfo") is expected
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"), [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16"), ((7, 0), "fp16"), ((6, 1), "fp32")]
+)
+def test_auto_follows_the_gpu(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    recipe, reason = resolve_precision(load_recipe("seed"), torch.device("cuda", 0))
+    assert recipe.train.precision == expected
+    assert reason.startswith("auto: cuda:0 ")
+
+
+@pytest.mark.parametrize(("bf16", "expected", "dtype"), [(True, "bf16", "bfloat16"), (False, "fp32", "float32")])
+def test_auto_follows_the_cpu_and_decides_the_dtype_of_the_images(monkeypatch, bf16, expected, dtype):
+    monkeypatch.setattr("fastcifar.engine.precision.has_bf16", lambda device: bf16)
+    recipe, _ = resolve_precision(load_recipe("cpu"), CPU)
+    assert (recipe.train.precision, recipe.augment.dtype) == (expected, dtype)
+
+
+def test_what_was_asked_for_stays_and_a_warning_tells_that_it_is_emulated(monkeypatch):
+    monkeypatch.setattr("fastcifar.engine.precision.has_bf16", lambda device: False)
+    asked = load_recipe("seed", ["train.precision=bf16"])
+    assert resolve_precision(asked, CPU) == (asked, "as asked")
+    assert "emulates" in emulation_warning("bf16", CPU)
+    assert emulation_warning("fp32", CPU) == ""

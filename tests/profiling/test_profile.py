@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from fastcifar.data.resident import ResidentLoader
 from fastcifar.profiling import profile as profiling
 from fastcifar.profiling.profile import profile
 from fastcifar.profiling.roofline import Ceilings
+from fastcifar.profiling.trace import Trace, Work
 from fastcifar.report.profile import plot_roofline, print_profile
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -95,3 +97,30 @@ def test_a_profile_is_printed_drawn_and_json(recipe, dataset, tmp_path, ceilings
     plot_roofline(found, tmp_path / "roofline.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["roofline.png", "trace.json.gz"]
     json.dumps(found, allow_nan=False)
+
+
+def test_kernels_of_a_captured_step_get_their_phases_by_their_place_in_one_step(tmp_path, monkeypatch):
+    """A kernel of two phases counts in both; three steps are launched one by one, and other kernels come between replays."""
+    step = [("draw", "augment"), ("conv", "forward"), ("conv", "backward"), ("sgd", "optimizer")]
+
+    def work(name, phase, replayed):
+        return Work(name, 0.0, 1.0, 1.0, phase, "", replayed)
+
+    launched = [work(*one, False) for one in 3 * [*step, ("fill", "")]]
+    replayed = [*(work(name, "", True) for name, _ in step), work("fill", "", False)] * 2
+    traces = iter((Trace(tuple(replayed), (), False, {}), Trace(tuple(launched), ("a wait",), False, {})))
+    monkeypatch.setattr(profiling, "_recorded", lambda *_: next(traces))
+    stub = SimpleNamespace(seek=lambda step: None, run=None, practise=None)
+    engine = SimpleNamespace(step=stub, backend="captured", device=torch.device("cuda"))
+    traced = profiling._trace_steps(engine, 2, tmp_path / "trace.json.gz")
+    assert [(one.name, one.phase) for one in traced.work] == 2 * step
+    assert traced.waits == ("a wait",)
+
+
+def test_idle_time_is_given_of_the_untraced_step_and_of_the_trace():
+    """Here the profiler makes kernels three times as long, which hides all of the idle time of the untraced step."""
+    work = tuple(Work("a", 2.0 * n, 2.0 * n + 1.5, 1.5, "forward", "x", True) for n in range(3))
+    found = profiling._account(Trace(work, (), False, {}), steps=3, step_s=1.0)
+    assert found["phases"]["idle"] == 0
+    assert found["traced_seconds"] == pytest.approx(5.5 / 3)
+    assert found["traced_idle_seconds"] == pytest.approx(1.0 / 3)

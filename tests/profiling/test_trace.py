@@ -61,6 +61,17 @@ def test_a_kernels_phase_is_that_in_which_the_host_launched_it():
     assert not read.on_cpu
 
 
+def test_kernels_of_a_graph_are_told_from_those_launched_beside_it():
+    events = [
+        event("cuda_runtime", "cudaLaunchKernel", 0.1, 0.1, correlation=6),
+        event("kernel", "fill", 0.2, 0.1, correlation=6),
+        event("cuda_runtime", "cudaGraphLaunch", 0.5, 0.1, correlation=7),
+        event("kernel", "a", 1.0, 0.2, correlation=7),
+        event("kernel", "b", 1.2, 0.2, correlation=7),
+    ]
+    assert [(one.name, one.replayed) for one in parse(events).work] == [("fill", False), ("a", True), ("b", True)]
+
+
 @pytest.mark.parametrize(
     ("name", "phase", "group"),
     [

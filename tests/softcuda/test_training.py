@@ -21,7 +21,7 @@ NARROW = [
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 5e-3}
 """Of the losses of ten steps, relative.
 
-Training lets a rounding grow: at the recipe's learning rate, kernels for AVX2 and AVX-512 differ by 2e-3 after ten steps in fp32.
+Training lets a rounding grow: at the recipe's learning rate, kernels for AVX2 and AVX-512 differ by 2e-3 after ten fp32 steps.
 At the one used here they differ by 2e-7, and the software device by at most 6e-6 from either.
 """
 
