@@ -33,18 +33,21 @@ def tables(results: Mapping[str, Any]) -> str:
     for name, piece in results["pieces"].items():
         if "failed" in piece:
             lines += [f"{name}: not measured ({piece['failed'].splitlines()[-1]})", ""]
-    if "tests" in done:
-        lines += [f"Tests marked gpu: {done['tests']['summary'].strip('= ')}", ""]
-    if "training" in done:
-        lines += [_training_table(done["training"]), ""]
-    for name, summary in done.get("accuracy", {}).items():
+    if trained := _below(done, "training"):
+        lines += [_training_table(trained), ""]
+    for name, summary in _below(done, "accuracy").items():
         lines += [_accuracy_line(name, summary), ""]
     if "start" in done:
         parts = (f"{name} {part['first_step_s']:.1f} s" for name, part in done["start"].items())
         lines += [f"From the start of the process to the first step of the seed recipe: {', '.join(parts)}", ""]
-    for name in ("epoch", "train", "step", "kernels", "prep"):
+    for name, profile in _below(done, "profile").items():
+        lines += [f"Profile of the {name} step: {profile['bottleneck']}", ""]
+    for name in ("epoch", "train", "step", "loader", "augment", "erasing", "prep"):
         if name in done:
             lines += [to_markdown(read_document(done[name])), ""]
+    for name, found in _below(done, "tests").items():
+        lines += [f"Tests marked gpu, {name}: {found['summary'].strip('= ')}", ""]
+    lines += [_gpu_table({name: piece["gpu"] for name, piece in results["pieces"].items() if piece.get("gpu")}), ""]
     if "scaling" in done:
         lines += ["### scaling", "", scaling_table(_points(done["scaling"]), done["scaling"]["streaming_begins"]), ""]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
@@ -55,22 +58,52 @@ def _points(scaling: Mapping[str, Any]) -> list[Point]:
     return [Point(**{name: row[name] for name in names}) for row in scaling["points"]]
 
 
-def _training_table(found: Mapping[str, Any]) -> str:
-    floor = found["floor"]
+def _below(done: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """The results of the pieces group/NAME, by NAME."""
+    return {name.removeprefix(f"{group}/"): result for name, result in done.items() if name.startswith(f"{group}/")}
+
+
+def _training_table(rows: Mapping[str, Any]) -> str:
     lines = [
         "### the seed recipe, one run each",
         "",
-        "| | training | validation | warm-up | total | images/s | TFLOP/s | of the floor | validation accuracy |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| | epochs | training | validation | warm-up | total | images/s | TFLOP/s | of the best product | of a second of "
+        "products | validation accuracy |",
+        f"| --- |{' ---: |' * 10}",
     ]
-    for name, row in found["rows"].items():
-        seconds = row["train_seconds"]
+    for name, row in rows.items():
         how = name if row["step"] in name else f"{name} ({row['step']}: {row['step_reason']})"
-        cells = [f"{row[f'{part}_seconds']:.2f} s" for part in ("train", "evaluate", "warm_up", "total")]
-        cells += [f"{row['images_per_s']:,.0f}", f"{floor['flop'] / seconds / 1e12:.1f}", f"{floor['seconds'] / seconds:.1%}"]
+        rate = row["images_per_s"] * row["flop_per_image"]
+        cells = [
+            str(row["epochs"]),
+            *(f"{row[f'{part}_seconds']:.2f} s" for part in ("train", "evaluate", "warm_up", "total")),
+        ]
+        cells += [f"{row['images_per_s']:,.0f}", f"{rate / 1e12:.1f}"]
+        cells += [f"{rate / row['flops_per_s']:.1%}", f"{rate / row['sustained_flops_per_s']:.1%}"]
         lines.append(f"| {how} | {' | '.join(cells)} | {row['val_accuracy']:.2%} |")
-    rate = f"{floor['flop'] / 1e15:.3g} PFLOP at {floor['flops_per_s'] / 1e12:.0f} TFLOP/s, measured in the same run"
-    return "\n".join([*lines, "", f"The floor is {floor['seconds']:.3g} s: {rate}."])
+    row = next(iter(rows.values()))
+    best, sustained = (f"{row[name] / 1e12:.3g} TFLOP/s" for name in ("flops_per_s", "sustained_flops_per_s"))
+    note = f"Matrix products in {row['precision']}: {best} at best, {sustained} over a second, in the first run's process."
+    return "\n".join([*lines, "", note])
+
+
+def _gpu_table(seen: Mapping[str, Any]) -> str:
+    """Clocks, power and temperature while the pieces ran: median, and most in brackets."""
+    recorded = {name: summary for name, summary in seen.items() if "samples" in summary}
+    if not recorded:
+        reasons = {summary["not recorded"] for summary in seen.values()}
+        return f"Clocks, power and temperature: not recorded ({'; '.join(sorted(reasons))})" if reasons else ""
+    lines = [
+        "### the GPU meanwhile",
+        "",
+        "| | SM clock | power | temperature | clocks held down by |",
+        "| --- | ---: | ---: | ---: | --- |",
+    ]
+    for name, summary in recorded.items():
+        units = {"sm_clock_mhz": "MHz", "power_w": "W", "temperature_c": "°C"}
+        cells = [f"{summary[key][1]:.0f} ({summary[key][2]:.0f}) {unit}" for key, unit in units.items()]
+        lines.append(f"| {name} | {' | '.join(cells)} | {', '.join(summary['clock_limits']) or 'nothing'} |")
+    return "\n".join(lines)
 
 
 def _accuracy_line(name: str, summary: Mapping[str, Any]) -> str:

@@ -2,27 +2,32 @@
 
     python benchmarks/gpu_suite.py --data betons
 
-First the tests marked `gpu`, then the seed recipe's time and accuracy, then every benchmark with its peers, the profiler and
-the scaling, each piece in a process of its own with a limit of time, so that one that fails or hangs costs the others nothing.
-After each piece benchmarks/results/<device>-<date>.json and .md are written anew. A second call goes on with the pieces that
-are not there yet; `--only training,step` runs those named, whether they are there or not. No piece is begun that has not half
-of its limit left of `--minutes`. `--readme` copies the tables of a results file into README.md. Without a GPU it says what it
-would do and exits with 2; `--rehearse` walks through every piece on the CPU with sizes so small that the figures mean nothing.
+First what tells most: the profile of the captured step, the seed recipe trained by it, the step, starts and accuracy; then the
+other back ends, every benchmark with its peers, the scaling, and the tests marked `gpu`, folder by folder. Each piece is a
+process group of its own with a limit of time, so that one that fails or hangs costs the others nothing, and its result is
+written to <out>/<device>-<date>.json and .md as soon as it is there, with the clocks, power and temperature of the GPU
+meanwhile (needs nvidia-ml-py). A second call goes on with the pieces that are not there yet; `--only training,step` runs those
+named, or whose name begins so, whether they are there or not. No piece is begun that has not half of its limit left of
+`--minutes`. `--readme` copies the tables of a results file into README.md. Without a GPU it says what it would do and exits
+with 2; `--rehearse` walks through every piece, on a CPU too, with sizes so small that the figures mean nothing.
 """
 # ruff: noqa: E402 (it runs from a checkout, where fastcifar need not be installed)
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +35,21 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch
+from gpu_monitor import Monitor
 from gpu_report import copy_to_readme, write_tables
 
 from fastcifar.bench import TINY, Size, run
 from fastcifar.bench import scaling as scale
 from fastcifar.bench.report import document
 from fastcifar.config import Recipe, load_recipe
-from fastcifar.data.dataset import Dataset, load_dataset
+from fastcifar.data.dataset import load_dataset
 from fastcifar.engine.environment import device_name, environment
+from fastcifar.engine.precision import PRECISIONS, resolve_precision
 from fastcifar.engine.runs import train_runs
 from fastcifar.engine.trainer import train
 from fastcifar.files import write_json
 from fastcifar.models import build_model
-from fastcifar.profiling.roofline import FLOPS_PER_MAC, floor_seconds, measure_ceilings
+from fastcifar.profiling.roofline import FLOPS_PER_MAC, measure_ceilings, sustained_flops_per_s
 from fastcifar.profiling.summary import summarize
 from fastcifar.report.console import Reporter
 
@@ -82,13 +89,14 @@ class Plan:
 
 
 def real_plan(data: Path) -> Plan:
+    short = "train.epochs=2", "schedule.warmup_epochs=0"
     variants = {
         "captured": ("captured", ()),
-        "captured, widths padded to 8": ("captured", ("train.pad_widths=8",)),
-        "captured, widths padded to 32": ("captured", ("train.pad_widths=32",)),
-        "captured, pure bf16, widths padded to 8": ("captured", ("train.pad_widths=8", "train.precision=pure_bf16")),
-        "compiled": ("compiled", ()),
-        "eager": ("eager", ()),
+        "captured padded to 8": ("captured", ("train.pad_widths=8",)),
+        "captured padded to 32": ("captured", ("train.pad_widths=32",)),
+        "captured pure bf16 padded to 8": ("captured", ("train.pad_widths=8", "train.precision=pure_bf16")),
+        "compiled": ("compiled", short),
+        "eager": ("eager", short),
     }
     batches = (64, 256, 1024, 4096, 16384)
     grid = scale.Grid((64, 256, 1024, 4096), (32, 64, 128), (0.5, 2), (1, 32))
@@ -96,63 +104,95 @@ def real_plan(data: Path) -> Plan:
 
 
 def rehearsal(data: Path) -> Plan:
-    small = ("model.channels=[4, 8]", "model.blocks=[1, 1]", "model.strides=[2, 2]", "model.stem_channels=4")
-    small += ("train.epochs=1", "train.batch_size=32", "schedule.warmup_epochs=0")
-    variants = {"eager": ("eager", ()), "eager, widths padded to 8": ("eager", ("train.pad_widths=8",))}
-    return Plan("cpu", data, TINY, small, variants, {"cpu": 2}, scale.TINY, ("eager",), 1, (8,))
+    small = ("model.channels=[16, 32]", "model.blocks=[1, 1]", "model.strides=[2, 2]", "model.stem_channels=16")
+    small += ("train.epochs=1", "train.batch_size=32", "schedule.warmup_epochs=0.0")
+    device, backend = ("cuda", "captured") if torch.cuda.is_available() else ("cpu", "eager")
+    variants = {backend: (backend, ()), f"{backend} padded to 32": (backend, ("train.pad_widths=32",))}
+    return Plan(device, data, TINY, small, variants, {"cpu": 2}, scale.TINY, (backend,), 1, (8,))
 
 
-def tests(plan: Plan) -> dict[str, Any]:
-    """The tests marked gpu; elsewhere they are collected and skipped."""
-    command = [sys.executable, "-m", "pytest", "tests", "-m", "gpu", "-q", "-rfE", "--durations=5", "-p", "no:cacheprovider"]
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A part of the suite with a process of its own.
+
+    Attributes:
+        limit: seconds.
+        measure: gives the result, JSON values.
+    """
+
+    limit: int
+    measure: Callable[[], dict[str, Any]]
+
+
+def make_pieces(plan: Plan) -> dict[str, Piece]:
+    """Name -> piece, in the order in which they are run: what tells most comes first."""
+    first, *others = plan.backends
+
+    def training_of(backends: set[str]) -> dict[str, Piece]:
+        chosen = {name: variant for name, variant in plan.variants.items() if variant[0] in backends}
+        return {f"training/{name}": Piece(150, partial(training, plan, *variant)) for name, variant in chosen.items()}
+
+    def benchmarks(names: Mapping[str, int]) -> dict[str, Piece]:
+        return {name: Piece(limit, partial(benchmark, plan, name)) for name, limit in names.items()}
+
+    pieces = {f"profile/{first}": Piece(120, partial(profile, plan, first))}
+    pieces |= training_of({first})
+    pieces |= benchmarks({"step": 150})
+    pieces["start"] = Piece(120, partial(start, plan))
+    pieces |= {f"accuracy/{name}": Piece(150, partial(accuracy, plan, name, runs)) for name, runs in plan.runs.items()}
+    pieces |= training_of({"captured", "compiled", "eager"} - {first})
+    pieces |= {f"profile/{name}": Piece(120, partial(profile, plan, name)) for name in others}
+    pieces |= benchmarks({"augment": 120, "erasing": 120, "loader": 120, "epoch": 120, "train": 150, "prep": 60})
+    pieces["warps"] = Piece(60, partial(warps, plan))
+    pieces["scaling"] = Piece(300, partial(scaling, plan))
+    folders = sorted(path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and any(path.glob("test_*.py")))
+    return pieces | {f"tests/{folder}": Piece(120, partial(tests, folder)) for folder in folders}
+
+
+def tests(folder: str) -> dict[str, Any]:
+    """The tests of a folder marked gpu; elsewhere they are collected and skipped."""
+    command = [sys.executable, "-m", "pytest", f"tests/{folder}", "-m", "gpu", "-q", "-rfE", "-p", "no:cacheprovider"]
     command += ["--continue-on-collection-errors"]  # a module that lacks a package costs the others nothing
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     lines = done.stdout.strip().splitlines()
     return {"exit_code": done.returncode, "summary": lines[-1] if lines else done.stderr[-2000:], "tail": lines[-60:]}
 
 
-def training(plan: Plan) -> dict[str, Any]:
-    """The seed recipe whole, by every back end, with its floor: time, images/s, TFLOP/s."""
-    dataset, rows = load_dataset(plan.data), {}
-    for name, (backend, overrides) in plan.variants.items():
-        recipe = plan.recipe("seed", *overrides)
-        with tempfile.TemporaryDirectory() as folder:
-            how = {"device": plan.device, "backend": backend, "reporter": Reporter(epochs=False)}
-            result = train(recipe, dataset, Path(folder) / "run", **how)
-            chosen = json.loads(result.run.environment.read_text())
-        rows[name] = result.summary | {"step": chosen["step"], "step_reason": chosen["step_reason"]}
-    return {"floor": _floor(plan, dataset), "rows": rows}
-
-
-def _floor(plan: Plan, dataset: Dataset) -> dict[str, float]:
-    recipe = plan.recipe("seed")
-    ceilings = measure_ceilings(torch.device(plan.device), torch.bfloat16)
+def training(plan: Plan, backend: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+    """The seed recipe by a back end: times, images/s, and the rates of arithmetic that they are held against."""
+    dataset, device = load_dataset(plan.data), torch.device(plan.device)
+    recipe, _ = resolve_precision(plan.recipe("seed", *overrides), device)
+    dtype = PRECISIONS[recipe.train.precision].compute
+    with tempfile.TemporaryDirectory() as folder:
+        how = {"device": plan.device, "backend": backend, "reporter": Reporter(epochs=False)}
+        result = train(recipe, dataset, Path(folder) / "run", **how)
+        chosen = json.loads(result.run.environment.read_text())
     height, width, channels = dataset.manifest.image_shape
     macs = summarize(build_model(recipe.model), (channels, *recipe.augment.output_size(height, width, channels))).macs
-    images = recipe.train.epochs * (dataset.manifest.counts["train"] // recipe.train.batch_size) * recipe.train.batch_size
-    seconds = floor_seconds(macs, images, ceilings)
-    return {"seconds": seconds, "flop": FLOPS_PER_MAC * macs * images, "flops_per_s": ceilings.flops_per_s}
+    return {
+        **result.summary,
+        "precision": recipe.train.precision,
+        "step": chosen["step"],
+        "step_reason": chosen["step_reason"],
+        "flop_per_image": FLOPS_PER_MAC * macs,
+        "flops_per_s": measure_ceilings(device, dtype).flops_per_s,
+        "sustained_flops_per_s": sustained_flops_per_s(device, dtype),
+    }
 
 
-def accuracy(plan: Plan) -> dict[str, Any]:
-    """Several runs of each recipe: mean and 95 % interval of accuracy and time."""
-    dataset, summaries = load_dataset(plan.data), {}
-    for name, count in plan.runs.items():
-        with tempfile.TemporaryDirectory() as folder:
-            how = {"device": plan.device, "runs": count, "reporter": Reporter(epochs=False)}
-            _, summaries[name] = train_runs(plan.recipe(name), dataset, Path(folder) / "runs", **how)
-    return summaries
+def accuracy(plan: Plan, recipe: str, runs: int) -> dict[str, Any]:
+    """Several runs of a recipe: mean and 95 % interval of accuracy and time."""
+    with tempfile.TemporaryDirectory() as folder:
+        how = {"device": plan.device, "runs": runs, "reporter": Reporter(epochs=False)}
+        _, summary = train_runs(plan.recipe(recipe), load_dataset(plan.data), Path(folder) / "runs", **how)
+    return summary
 
 
-def benchmark(*subjects: str) -> Callable[[Plan], dict[str, Any]]:
-    """Subjects of `fastcifar bench`."""
-
-    def measure(plan: Plan) -> dict[str, Any]:
-        device = torch.device(plan.device)
-        rows = run(subjects, device, plan.recipe(), sizes=plan.sizes, progress=lambda what: print(what, flush=True))
-        return document(rows, device, f"fastcifar bench {' '.join(subjects)}")
-
-    return measure
+def benchmark(plan: Plan, subject: str) -> dict[str, Any]:
+    """A subject of `fastcifar bench`."""
+    device = torch.device(plan.device)
+    rows = run([subject], device, plan.recipe(), sizes=plan.sizes, progress=lambda what: print(what, flush=True))
+    return document(rows, device, f"fastcifar bench {subject}")
 
 
 def start(plan: Plan) -> dict[str, Any]:
@@ -191,21 +231,18 @@ print(json.dumps({"first_step_s": total, "warm_up_s": warm_up, "step": engine.ba
 """
 
 
-def profile(plan: Plan) -> dict[str, Any]:
-    """`fastcifar profile` of a step by several back ends."""
-    found = {}
-    for backend in plan.backends:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "profile.json"
-            overrides = itertools.chain.from_iterable(("--set", override) for override in plan.overrides)
-            where = ["--data", str(plan.data), "--device", plan.device, "--steps", str(plan.steps), "--step", backend]
-            files = ["--out", folder, "--json", str(path)]
-            command = [sys.executable, "-m", "fastcifar", "profile", *where, *files, *overrides]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(done.stderr[-2000:])
-            found[backend] = {"printed": done.stdout, **json.loads(path.read_text())}
-    return found
+def profile(plan: Plan, backend: str) -> dict[str, Any]:
+    """`fastcifar profile` of a step by a back end."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "profile.json"
+        overrides = itertools.chain.from_iterable(("--set", override) for override in plan.overrides)
+        where = ["--data", str(plan.data), "--device", plan.device, "--steps", str(plan.steps), "--step", backend]
+        files = ["--out", folder, "--json", str(path)]
+        command = [sys.executable, "-m", "fastcifar", "profile", *where, *files, *overrides]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr[-2000:])
+        return {"printed": done.stdout, **json.loads(path.read_text())}
 
 
 def warps(plan: Plan) -> dict[str, Any]:
@@ -241,60 +278,54 @@ def scaling(plan: Plan) -> dict[str, Any]:
     return {"points": [point.to_json() for point in points], "streaming_begins": scale.streaming_begins(device)}
 
 
-PIECES: dict[str, tuple[int, Callable[[Plan], dict[str, Any]]]] = {
-    "tests": (240, tests),
-    "training": (240, training),
-    "accuracy": (150, accuracy),
-    "epoch": (120, benchmark("epoch")),
-    "step": (150, benchmark("step")),
-    "kernels": (150, benchmark("loader", "augment", "erasing")),
-    "profile": (120, profile),
-    "start": (120, start),
-    "warps": (60, warps),
-    "train": (150, benchmark("train")),
-    "prep": (60, benchmark("prep")),
-    "scaling": (300, scaling),
-}
-"""Name -> (limit in seconds, what it does), in the order in which they are run."""
-
-
-def execute(name: str, arguments: argparse.Namespace, limit: int) -> dict[str, Any]:
-    """Run a piece in a process of its own: {"seconds", "result"} or {"seconds", "failed"}."""
+def execute(name: str, limit: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run a piece in a process group of its own: {"seconds", "gpu"} and "result" or "failed"."""
     begun = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, Monitor() as monitor:
         path = Path(folder) / "result.json"
         command = [sys.executable, __file__, "--piece", name, "--data", str(arguments.data), "--out", str(path)]
-        command += ["--rehearse"] if arguments.rehearse else []
-        try:
-            done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=limit)
-            why = done.stderr.strip()[-4000:] if done.returncode else ""
-        except subprocess.TimeoutExpired:
-            why = f"took longer than {limit} s"
+        why = run_group(command + ["--rehearse"] * arguments.rehearse, limit)
         outcome = {"failed": why} if why or not path.exists() else {"result": json.loads(path.read_text())}
-    return {"seconds": round(time.perf_counter() - begun, 1), **outcome}
+    return {"seconds": round(time.perf_counter() - begun, 1), "gpu": monitor.summary, **outcome}
 
 
-def suite(arguments: argparse.Namespace, names: list[str]) -> int:
+def run_group(command: list[str], limit: float) -> str:
+    """Run a command in a process group that is ended with it, or after `limit` seconds; why it failed, "" where it did not."""
+    with tempfile.TemporaryFile("w+") as errors:  # no pipe, which processes that it leaves behind would keep open
+        process = subprocess.Popen(command, cwd=ROOT, stderr=errors, start_new_session=True)
+        try:
+            code = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            return f"took longer than {limit} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        errors.seek(0)
+        return errors.read().strip()[-4000:] or f"exit code {code}" if code else ""
+
+
+def suite(arguments: argparse.Namespace, pieces: Mapping[str, Piece]) -> int:
     """Run pieces and write the results after each; exit code 1 where one failed."""
-    device = torch.device("cpu" if arguments.rehearse else "cuda")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     label = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
     today = datetime.date.today().isoformat()
     path = arguments.out / f"{'rehearsal-' if arguments.rehearse else ''}{label}-{today}.json"
     head = {"command": f"python benchmarks/{Path(__file__).name}", "date": today, "environment": environment(device)}
     results = head | {"pieces": json.loads(path.read_text())["pieces"] if path.exists() else {}}
     begun, failed = time.perf_counter(), False
-    for name in names:
+    for name, piece in pieces.items():
         left = 60 * arguments.minutes - (time.perf_counter() - begun)
-        limit = PIECES[name][0]
         if not arguments.only and "result" in results["pieces"].get(name, {}):
             print(f"{name}: is there already; --only {name} measures it again", flush=True)
-        elif left < limit / 2:
-            print(f"{name}: not begun, {left:.0f} s are left and it may take {limit} s; run this again", flush=True)
+        elif left < piece.limit / 2:
+            print(f"{name}: not begun, {left:.0f} s are left and it may take {piece.limit} s; run this again", flush=True)
         else:
-            print(f"{name}: at most {min(limit, left):.0f} s", flush=True)
-            piece = results["pieces"][name] = execute(name, arguments, int(min(limit, left)))
-            failed |= "failed" in piece
-            print(f"{name}: {piece.get('failed', 'done')} ({piece['seconds']} s)", flush=True)
+            limit = int(min(piece.limit, left))
+            print(f"{name}: at most {limit} s", flush=True)
+            done = results["pieces"][name] = execute(name, limit, arguments)
+            failed |= "failed" in done
+            print(f"{name}: {done.get('failed', 'done')} ({done['seconds']} s)", flush=True)
             write_json(path, results)
             write_tables(results, path.with_suffix(".md"))
     print(f"{path} and {path.with_suffix('.md').name}")
@@ -305,40 +336,43 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("betons"), help="folder that `fastcifar prep` wrote")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--only", default="", help="pieces to run, comma between them")
+    parser.add_argument("--only", default="", help="pieces to run, or beginnings of their names, comma between them")
     parser.add_argument("--minutes", type=float, default=9.0, help="no piece is begun that may not end by then")
-    parser.add_argument("--rehearse", action="store_true", help="every piece on the CPU, with sizes that mean nothing")
+    parser.add_argument("--rehearse", action="store_true", help="every piece with sizes so small that they mean nothing")
     parser.add_argument("--readme", type=Path, metavar="RESULTS", help="copy the tables of a results file into README.md")
-    parser.add_argument("--piece", choices=PIECES, help=argparse.SUPPRESS)
+    parser.add_argument("--piece", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> int:
     arguments = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that it ends the piece that runs
     if arguments.readme:
         copy_to_readme(arguments.readme, ROOT / "README.md")
         return 0
-    names = arguments.only.split(",") if arguments.only else list(PIECES)
-    for name in set(names) - PIECES.keys():
-        print(f"gpu_suite: --only {name}: must be of {', '.join(PIECES)}", file=sys.stderr)
-        return 2
+    pieces = make_pieces((rehearsal if arguments.rehearse else real_plan)(arguments.data))
+    if arguments.piece:
+        write_json(arguments.out, pieces[arguments.piece].measure())
+        return 0
+    asked = arguments.only.split(",") if arguments.only else [""]
+    for name in asked:
+        if not any(piece.startswith(name) for piece in pieces):
+            print(f"gpu_suite: --only {name}: must be of {', '.join(pieces)}", file=sys.stderr)
+            return 2
+    pieces = {name: piece for name, piece in pieces.items() if name.startswith(tuple(asked))}
     if not arguments.rehearse and not torch.cuda.is_available():
         print(
-            f"gpu_suite: PyTorch sees no CUDA device; with one this would run {', '.join(names)}; --rehearse tries it here",
+            f"gpu_suite: PyTorch sees no CUDA device; with one this would run {', '.join(pieces)}; --rehearse tries it here",
             file=sys.stderr,
         )
         return 2
-    if arguments.piece:
-        plan = (rehearsal if arguments.rehearse else real_plan)(arguments.data)
-        write_json(arguments.out, PIECES[arguments.piece][1](plan))
-        return 0
     if not (arguments.data / "dataset.json").is_file():
         print(
             f"gpu_suite: {arguments.data} holds no data set; make one with: fastcifar prep --out {arguments.data}",
             file=sys.stderr,
         )
         return 2
-    return suite(arguments, names)
+    return suite(arguments, pieces)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,18 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
         return Ceilings(_product_flops_per_s(device, dtype), _copy_bytes_per_s(device))
 
 
+def sustained_flops_per_s(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """The rate of large matrix products, one behind the other for about `seconds`, in FLOP/s.
+
+    Clocks that a GPU cannot hold under its power limit raise the best of a few products, and not this.
+    """
+    side = LARGEST_SIDE if device.type == "cuda" else SMALLEST_SIDE
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    product = functools.partial(torch.mm, left, right, out=torch.empty_like(left))
+    count = max(1, round(seconds / _least_seconds(product, device)))
+    return 2 * side**3 * count / _seconds(lambda: [product() for _ in range(count)], device)
+
+
 def floor_seconds(macs: int, images: int, ceilings: Ceilings) -> float:
     """Seconds that the arithmetic of training on `images` images takes at the ceiling, `macs` being one forward pass."""
     return FLOPS_PER_MAC * macs * images / ceilings.flops_per_s

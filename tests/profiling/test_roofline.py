@@ -1,9 +1,11 @@
 """Ceilings are measured, and the floor is arithmetic over them."""
 
+import time
+
 import pytest
 import torch
 
-from fastcifar.profiling.roofline import Ceilings, floor_seconds, measure_ceilings
+from fastcifar.profiling.roofline import Ceilings, floor_seconds, measure_ceilings, sustained_flops_per_s
 
 
 def test_the_floor_of_the_seed_run_on_the_measured_ceiling_of_an_h200():
@@ -15,6 +17,13 @@ def test_ceilings_are_those_of_a_computer():
     ceilings = measure_ceilings(torch.device("cpu"), torch.float32)
     assert 1e9 < ceilings.flops_per_s < 1e14
     assert 1e8 < ceilings.bytes_per_s < 1e13
+
+
+def test_the_sustained_rate_is_that_of_as_many_products_as_fill_the_time():
+    begun = time.perf_counter()
+    rate = sustained_flops_per_s(torch.device("cpu"), torch.float32, seconds=0.5)
+    assert 1e9 < rate < 1e14
+    assert time.perf_counter() - begun > 0.2
 
 
 @pytest.mark.gpu
