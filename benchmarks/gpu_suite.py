@@ -346,7 +346,6 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that it ends the piece that runs
     if arguments.readme:
         copy_to_readme(arguments.readme, ROOT / "README.md")
         return 0
@@ -376,4 +375,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that it ends the piece that runs
     sys.exit(main())

@@ -228,11 +228,11 @@ class Trainer:
             self.engine.model.train()
             finished = self._train(should_stop)
             self._wait_for_writing()
-            self._draw_curves()
         finally:
             self.writer.shutdown()
             self.reporter.stop()
         summary = self._finish() if finished else None
+        self._draw_curves()
         return Result(self.run, finished=finished, summary=summary, model=self.engine.model)
 
     def introduce(self) -> None:

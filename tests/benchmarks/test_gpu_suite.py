@@ -35,22 +35,39 @@ def suite(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.fixture
+def modules(monkeypatch):
+    """(gpu_suite, gpu_report, gpu_monitor), which are scripts."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return tuple(importlib.import_module(name) for name in ("gpu_suite", "gpu_report", "gpu_monitor"))
+
+
+@pytest.fixture
+def said(modules, monkeypatch, capsys):
+    """A function that runs the suite in this process: (exit code, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gpu_suite.py", *map(str, arguments)])
+        return modules[0].main(), capsys.readouterr().err
+
+    return run
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch sees a CUDA device")
-def test_without_a_gpu_it_says_what_it_would_do(tmp_path):
-    done = suite("--only", "step,training", "--data", tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "would run training/captured, training/captured padded to 8" in done.stderr
+def test_without_a_gpu_it_says_what_it_would_do(said, tmp_path):
+    code, err = said("--only", "step,training", "--data", tmp_path)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "would run training/captured, training/captured padded to 8" in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [(["--rehearse", "--only", "stepp"], "--only stepp: must be of profile/"), (["--rehearse"], "holds no data set")],
 )
-def test_bad_input_is_one_line(tmp_path, arguments, words):
-    done = suite(*arguments, "--data", tmp_path)
-    assert done.returncode == 2
-    assert words in done.stderr
+def test_bad_input_is_one_line(said, tmp_path, arguments, words):
+    code, err = said(*arguments, "--data", tmp_path)
+    assert code == 2
+    assert words in err
 
 
 @pytest.mark.slow
@@ -78,13 +95,6 @@ def test_a_rehearsal_walks_through_the_pieces_and_a_second_call_does_none_of_the
     again = suite(*how, "--minutes", 0)
     assert again.stdout.count("is there already") == len(pieces)
     assert "tests/engine: not begun" in again.stdout
-
-
-@pytest.fixture
-def modules(monkeypatch):
-    """(gpu_suite, gpu_report, gpu_monitor), which are scripts."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return tuple(importlib.import_module(name) for name in ("gpu_suite", "gpu_report", "gpu_monitor"))
 
 
 def test_what_tells_most_comes_first(modules, tmp_path):
