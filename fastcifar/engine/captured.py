@@ -90,9 +90,11 @@ def side_stream() -> Iterator[None]:
     """Work goes to a stream of its own, between what was given to the current stream before and what is given to it after."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        yield
-    torch.cuda.current_stream().wait_stream(side)
+    try:
+        with torch.cuda.stream(side):
+            yield
+    finally:  # after an error too: what was launched before it still uses its memory
+        torch.cuda.current_stream().wait_stream(side)
 
 
 class CaptureFailed(Exception):

@@ -116,15 +116,19 @@ class Engine:
     def _warm_up_evaluators(self) -> None:
         """Compile and capture the evaluation; where it cannot be compiled, it goes on eagerly, and `why` says so."""
         try:
-            for split in ("val", "test"):
-                if evaluator := self.evaluator(split):
-                    evaluator.warm_up()
+            self._warm_up_splits()
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # compilers fail in many ways; where the model is at fault, eager evaluation says so again
             self.why += f"; evaluation is eager: {steps.first_line(error)}"
             self._logits = logits_of(self.model, self.recipe.train.precision, self.recipe.evaluate.tta)
             self._evaluators.clear()
+            self._warm_up_splits()
+
+    def _warm_up_splits(self) -> None:
+        for split in ("val", "test"):
+            if evaluator := self.evaluator(split):
+                evaluator.warm_up()
 
     def reset(self, seed: int) -> None:
         """Begin anew, as an engine built with this seed does: in place, so that nothing is compiled or captured again."""

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,8 @@ class Evaluator:
         self._capture()
         if not self.replay:
             with self._evaluating():
-                self._add(next(iter(self.loader)))
+                for batch in islice(self.loader, 1):  # a rank may have none
+                    self._add(batch)
 
     def run(self) -> None:
         """Score the split; returns before the device has finished."""

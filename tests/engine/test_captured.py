@@ -166,6 +166,29 @@ def test_a_failed_capture_gives_its_memory_back(monkeypatch, graph):
 
 
 @pytest.mark.gpu
+def test_a_failed_capture_leaves_the_generator_its_numbers_and_not_the_state_that_may_still_record():
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    torch.cuda.manual_seed(7)
+    torch.rand(5, device="cuda")
+    expected, recorded = generator.get_state(), generator.graphsafe_get_state()
+    with pytest.raises(captured.CaptureFailed):
+        captured.capture(lambda: torch.rand(5, device="cuda").sum().item())
+    assert torch.equal(generator.get_state(), expected)
+    generator.manual_seed(8)
+    assert recorded.initial_seed() == 7
+
+
+@pytest.mark.gpu
+def test_a_side_stream_is_waited_for_though_its_work_ends_with_an_error():
+    x = torch.zeros(1, device="cuda")
+    with pytest.raises(RuntimeError, match="no kernel"), captured.side_stream():
+        torch.cuda._sleep(10_000_000)
+        x.fill_(1)
+        raise RuntimeError("no kernel")
+    assert x.item() == 1
+
+
+@pytest.mark.gpu
 def test_cycles_that_hold_memory_are_collected_before_a_capture():
     class Cycle:
         def __init__(self):

@@ -113,6 +113,19 @@ def test_validation_and_test_are_captured_in_the_warm_up(recipe, dataset):
         assert all(engine.evaluator(split).replay for split in ("val", "test"))
 
 
+@pytest.mark.gpu
+def test_evaluation_that_cannot_be_compiled_is_captured_in_the_warm_up_too(recipe, dataset, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr("fastcifar.engine.evaluate.compile_alone", lambda function: refuse)
+    with joined("cuda") as world:
+        engine = Engine(recipe, dataset, world, backend="captured")
+        engine.warm_up()
+        assert engine.why == "as asked; evaluation is eager: no kernel"
+        assert all(engine._evaluators[split].replay for split in ("val", "test"))
+
+
 COUNT = """
 import json, sys, torch
 from fastcifar.engine.distributed import joined

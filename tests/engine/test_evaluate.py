@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from fastcifar.augment import Normalize, Policy
 from fastcifar.data.dataset import Split
 from fastcifar.data.resident import ResidentLoader
-from fastcifar.engine.evaluate import evaluate
+from fastcifar.engine.evaluate import Evaluator, evaluate, logits_of
 
 POLICY = Policy((Normalize(0.5, 0.5),), dtype="float32")
 
@@ -57,3 +57,9 @@ def test_the_model_is_left_in_its_mode(model, split, training):
     model.train(training)
     evaluate(model, ResidentLoader(split, POLICY, batch_size=32, shuffle=False), 4)
     assert model.training is training
+
+
+def test_a_rank_without_images_warms_up_too(model):
+    evaluator = Evaluator(model, logits_of(model, "fp32"), [], 4)
+    evaluator.warm_up()
+    assert not evaluator.sums.any()
