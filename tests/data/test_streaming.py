@@ -477,4 +477,6 @@ def test_the_first_copy_waits_for_what_its_memory_was_used_for(tmp_path):
     torch.cuda._sleep(10_000_000)
     torch._foreach_zero_(freed)
     del freed
-    check_batch(streaming.batch(0), expected)
+    batch = streaming.batch(0)
+    streaming._feed.stream.synchronize()  # without the wait, the copy is done before the device comes to the kernel above
+    check_batch(batch, expected)

@@ -1,5 +1,9 @@
 """Precision: what autocast does, and whether bf16 is worth it."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -103,3 +107,13 @@ def test_what_was_asked_for_stays_and_a_warning_tells_that_it_is_emulated(monkey
     assert resolve_precision(asked, CPU) == (asked, "as asked")
     assert "emulates" in emulation_warning("bf16", CPU)
     assert emulation_warning("fp32", CPU) == ""
+
+
+@pytest.mark.parametrize(("chosen", "expected"), [({}, ":4096:8"), ({"CUBLAS_WORKSPACE_CONFIG": ":16:8"}, ":16:8")])
+def test_cublas_is_configured_before_cuda_starts(chosen, expected):
+    """cuBLAS looks when it starts; what the user has chosen stays."""
+    name = "CUBLAS_WORKSPACE_CONFIG"
+    code = f"import os, torch, fastcifar.engine.precision; print(torch.cuda.is_initialized(), os.environ['{name}'])"
+    environment = {key: value for key, value in os.environ.items() if key != name} | chosen
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", expected]

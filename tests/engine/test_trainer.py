@@ -3,7 +3,9 @@
 import dataclasses
 import io
 import json
+import math
 import threading
+import time
 
 import pytest
 import torch
@@ -138,6 +140,8 @@ def test_between_its_end_and_a_stop_a_run_writes_only_now_and_then(recipe, datas
     monkeypatch.setattr(
         "fastcifar.engine.trainer.save_checkpoint", lambda path, *_, info: written.append((path.stem, info["step"]))
     )
+    drawn = []
+    monkeypatch.setattr("fastcifar.engine.trainer.plot_curves", lambda epochs, *_: drawn.append(len(epochs)))
     recipe = with_train(recipe, epochs=3)
     train(recipe, dataset, tmp_path / "seldom", device="cpu", reporter=quiet())
     length = len(dataset.train.labels) // recipe.train.batch_size
@@ -147,6 +151,12 @@ def test_between_its_end_and_a_stop_a_run_writes_only_now_and_then(recipe, datas
     monkeypatch.setattr("fastcifar.engine.trainer.SAVE_EVERY_S", 0.0)
     train(recipe, dataset, tmp_path / "often", device="cpu", reporter=quiet())
     assert [step for name, step in written if name == "last"] == [length, 2 * length, 3 * length]
+    assert drawn == [3, 3]
+
+
+def test_a_stopped_run_has_its_curves(recipe, dataset, tmp_path):
+    run = train(recipe, dataset, tmp_path / "run", device="cpu", reporter=quiet(), should_stop=stop_after(7)).run
+    assert run.curves.is_file()
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(recipe, dataset, tmp_path, monkeypatch):
@@ -175,6 +185,30 @@ def announce(method, event, step):
         method(self)
 
     return announcing
+
+
+def test_an_error_of_writing_is_not_forgotten_when_the_next_writing_succeeds(recipe, dataset, tmp_path, monkeypatch):
+    def refuse_the_first(*_, info):
+        if info["step"] == 5:
+            raise OSError(28, "No space left on device", "last.safetensors")
+
+    monkeypatch.setattr("fastcifar.engine.trainer.save_checkpoint", refuse_the_first)
+    monkeypatch.setattr("fastcifar.engine.trainer.SAVE_EVERY_S", 0.0)
+    with pytest.raises(OSError, match="No space left"):
+        train(with_train(recipe, epochs=3), dataset, tmp_path / "run", device="cpu", reporter=quiet())
+
+
+def test_a_diverged_run_names_the_checkpoint_that_was_being_written(recipe, dataset, tmp_path, monkeypatch):
+    def save_slowly(*arguments, **options):
+        time.sleep(1)
+        save_checkpoint(*arguments, **options)
+
+    largest = iter((1.0, math.inf))
+    monkeypatch.setattr("fastcifar.engine.trainer.save_checkpoint", save_slowly)
+    monkeypatch.setattr("fastcifar.engine.trainer._largest", lambda model: torch.tensor(next(largest)))
+    monkeypatch.setattr("fastcifar.engine.trainer.SAVE_EVERY_S", 0.0)
+    with pytest.raises(UserError, match=r"became infinite.*the last good checkpoint is .*last\.safetensors"):
+        train(recipe, dataset, tmp_path / "run", device="cpu", reporter=quiet())
 
 
 @pytest.mark.parametrize("epochs", [1, 3])

@@ -28,18 +28,34 @@ def make_snapshot(device):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_snapshot_does_not_change_with_the_originals_nor_a_copy_with_the_next_snapshot(device):
+    """Nor what was read of it, which a thread may still be writing."""
     live = {"model.a": torch.zeros(3, 2, device=device), "other": torch.zeros((), dtype=torch.int64, device=device)}
     newest, best = make_snapshot(device), make_snapshot(device)
     newest.take(live)
     best.copy(newest, "model.")
     for tensor in live.values():
         tensor += 1
-    assert newest.read()["model.a"].sum() == 0
+    read = newest.read()
+    assert read["model.a"].sum() == 0
     newest.take(live)
+    assert read["model.a"].sum() == 0
     assert newest.read()["model.a"].sum() == 6
     assert newest.read()["other"] == 1
     assert best.read().keys() == {"model.a"}
     assert best.read()["model.a"].sum() == 0
+
+
+@pytest.mark.gpu
+def test_a_copy_waits_until_the_other_snapshot_is_taken():
+    """Though that is read on another stream."""
+    live = {"x": torch.zeros(1, device="cuda")}
+    newest, best = make_snapshot("cuda"), make_snapshot("cuda")
+    for expected in range(2):
+        torch.cuda._sleep(10_000_000)
+        newest.take(live)
+        best.copy(newest, "x")
+        live["x"] += 1
+        assert best.read()["x"] == expected
 
 
 @pytest.mark.parametrize("device", DEVICES)
