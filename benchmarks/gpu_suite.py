@@ -261,7 +261,8 @@ def warps(plan: Plan) -> dict[str, Any]:
         fused.warps_per_image = lambda _, number=number: number
         fused.specialize.cache_clear()
         count = past_the_cache(batch * 3 * PIXELS, torch.device(plan.device))
-        loader = ResidentLoader(random_split(count * batch), plan.recipe().augment, batch_size=batch, device=plan.device)
+        policy = plan.recipe("seed", "train.precision=bf16").augment
+        loader = ResidentLoader(random_split(count * batch), policy, batch_size=batch, device=plan.device)
         replay = captured(lambda loader=loader, count=count: [loader.batch(n)[0] for n in range(count)])
         rounds = []
         for _ in range(7):

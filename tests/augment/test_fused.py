@@ -26,7 +26,7 @@ from fastcifar.augment import (
 from fastcifar.config import load_recipe
 from fastcifar.errors import UserError
 
-SEED_POLICY = load_recipe("seed").augment
+SEED_POLICY = load_recipe("seed", ["train.precision=bf16"]).augment
 ALONE = {
     "nothing": (),
     "crop": (RandomCrop(8, padding=4),),
@@ -206,7 +206,7 @@ from cross_compile import compiled
 from fastcifar.augment import CutMix, MixUp, Policy, RandomErasing, fused
 from fastcifar.config import load_recipe, recipe_names
 
-policies = {name: load_recipe(name).augment for name in recipe_names()}
+policies = {name: load_recipe(name, ["train.precision=bf16"]).augment for name in recipe_names()}
 seed = policies["seed"].transforms
 policies["seed, float32"] = Policy(seed, "float32")
 policies["seed, mixup"] = Policy((*seed, MixUp(0.2)))
