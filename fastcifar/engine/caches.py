@@ -73,7 +73,8 @@ def _load(path: Path) -> None:
     with suppress(OSError):
         content = path.read_bytes()
         os.utime(path)
-        torch.compiler.load_cache_artifacts(content)
+        if torch.compiler.load_cache_artifacts(content) is None:
+            path.unlink()  # damaged: kept anew, even where torch.compile finds everything in its own cache
 
 
 def _keep(path: Path) -> None:

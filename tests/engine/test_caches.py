@@ -106,11 +106,13 @@ def test_a_damaged_file_makes_a_cold_start_and_is_replaced(folder):
     configuration = {"damaged": True}
     folder.mkdir(parents=True)
     path = folder / f"{caches._key(configuration)}.bin"
-    path.write_bytes(b"nonsense")
-    with caches.warm_start(configuration):
-        torch.compile(lambda x: x * 2 + 1)(torch.ones(7))
-    assert path.read_bytes() != b"nonsense"
-    assert torch.compiler.load_cache_artifacts(path.read_bytes()) is not None
+    for _ in range(2):  # the second time torch.compile finds all it needs in its own cache
+        path.write_bytes(b"nonsense")
+        torch.compiler.reset()
+        with caches.warm_start(configuration):
+            torch.compile(lambda x: x * 2 + 1)(torch.ones(7))
+        assert path.read_bytes() != b"nonsense"
+        assert torch.compiler.load_cache_artifacts(path.read_bytes()) is not None
 
 
 def test_the_folder_is_the_users_cache_folder_unless_told(monkeypatch):
