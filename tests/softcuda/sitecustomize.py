@@ -1,5 +1,12 @@
-"""With this folder in PYTHONPATH, every Python process sees the software device; where it cannot, one line says why."""
+"""With this folder in PYTHONPATH, every Python process sees the software device; where it cannot, it says why and ends."""
+
+import os
+import sys
 
 import softcuda
 
-softcuda.install()
+try:
+    softcuda.install()
+except softcuda.Unavailable as reason:
+    print(f"softcuda cannot be used: {reason}", file=sys.stderr, flush=True)
+    os._exit(1)  # sys.exit here would print a traceback of the interpreter's start; going on would skip all tests in silence

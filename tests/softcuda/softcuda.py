@@ -9,7 +9,6 @@ at once, later (SOFTCUDA_LAZY=1), or with every replay of the graph that is bein
 import ctypes
 import hashlib
 import importlib.abc
-import importlib.util
 import itertools
 import os
 import subprocess
@@ -25,19 +24,23 @@ _library = None
 _keep = []  # what must live as long as the process
 
 
+class Unavailable(Exception):
+    """This machine lacks what softcuda needs; one line."""
+
+
 def install():
-    """Make torch, imported after this, see the imaginary device."""
+    """Make torch, imported after this, see the imaginary device.
+
+    Raises:
+        Unavailable: no gcc, a PyTorch without CUDA, or no headers of its CUDA.
+    """
     global _library
     if _library is not None:
         return
     if "torch" in sys.modules:
         raise RuntimeError("softcuda must be installed before torch is imported")
     os.environ.setdefault("TRITON_INTERPRET", "1")
-    try:
-        library = _compiled()
-    except (OSError, subprocess.CalledProcessError) as error:
-        sys.exit(f"softcuda cannot be compiled, which needs gcc and the CUDA headers of PyTorch's CUDA build: {error}")
-    _library = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    _library = ctypes.CDLL(str(_compiled()), mode=ctypes.RTLD_GLOBAL)
     sys.meta_path.insert(0, _After({"torch": _patch_torch, "triton.runtime.interpreter": _patch_triton}))
 
 
@@ -45,15 +48,26 @@ def _compiled():
     """The library, compiled if this source and these headers have not been yet."""
     source = HERE / "softcuda.c"
     packages = Path(sysconfig.get_path("purelib"))
-    headers = [packages / "nvidia/cu13/include", packages / "triton/backends/nvidia/include"]
-    name = hashlib.sha256(source.read_bytes() + str(packages).encode()).hexdigest()[:16]
-    library = Path(os.environ.get("SOFTCUDA_BUILD", tempfile.gettempdir())) / f"libsoftcuda-{name}.so"
+    cuda, tritons = packages / "nvidia/cu13/include", packages / "triton/backends/nvidia/include"
+    headers = [cuda / "cuda_runtime_api.h", cuda / "driver_types.h", tritons / "crt/host_defines.h"]
+    for file in (packages / "torch/lib/libtorch_cuda.so", *headers):
+        if not file.exists():
+            raise Unavailable(f"it needs PyTorch's build for CUDA 13 and Triton; there is no {file}")
+    text = b"".join(file.read_bytes() for file in (source, *headers)) + str(packages).encode()
+    name = f"libsoftcuda-{hashlib.sha256(text).hexdigest()[:16]}.so"
+    library = Path(os.environ.get("SOFTCUDA_BUILD", tempfile.gettempdir())) / name
     if not library.exists():
         temporary = library.with_suffix(f".{os.getpid()}")
-        include = [f"-I{folder}" for folder in headers]
-        command = ["gcc", "-shared", "-fPIC", "-O2", *include, "-Wl,-soname,libcuda.so.1", str(source), "-o", str(temporary)]
-        subprocess.run([*command, "-lpthread", "-ldl"], check=True)
-        temporary.replace(library)
+        command = ["gcc", "-shared", "-fPIC", "-O2", f"-I{cuda}", f"-I{tritons}", "-Wl,-soname,libcuda.so.1", str(source)]
+        try:
+            subprocess.run([*command, "-o", str(temporary), "-lpthread", "-ldl"], check=True, capture_output=True, text=True)
+        except OSError as error:
+            raise Unavailable(f"gcc cannot be run ({error.strerror})") from None
+        except subprocess.CalledProcessError as error:
+            said = error.stderr.splitlines()
+            why = next((line for line in said if "error" in line or "cannot" in line), f"exit code {error.returncode}")
+            raise Unavailable(f"gcc: {why}") from None
+        temporary.replace(library)  # whole or not at all: many processes may compile it at once
     return library
 
 
@@ -64,15 +78,19 @@ class _After(importlib.abc.MetaPathFinder):
         self.functions = functions
 
     def find_spec(self, name, path=None, target=None):
-        function = self.functions.pop(name, None)
+        function = self.functions.get(name)
         if function is None:
             return None
-        spec = importlib.util.find_spec(name)
+        others = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, others), None)
+        if spec is None:
+            return None
         execute = spec.loader.exec_module
 
         def exec_module(module):
             execute(module)
-            function()
+            if self.functions.pop(name, None):  # only now: some ask for the spec and do not import
+                function()
 
         spec.loader.exec_module = exec_module
         return spec
@@ -520,7 +538,7 @@ class _Copy(Operator):
 class _Dropout(Operator):
     def run(self, values):
         input, p, train = values
-        if not train:
+        if train is False:  # None means training
             return input.clone(), torch.ones_like(input, dtype=torch.bool)
         result, mask = torch.empty_like(input), torch.empty_like(input, dtype=torch.bool)
         philox, of, to, chosen = draw(None), *map(memory.alias, (input, result, mask))

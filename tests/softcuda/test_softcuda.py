@@ -139,3 +139,24 @@ def test_late_work_shows_a_missing_wait(wait, value):
     environment = os.environ | {"SOFTCUDA_LAZY": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert float(done.stdout) == value
+
+
+def in_a_process(code, **environment):
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=100, check=False)
+
+
+def test_who_looks_for_torch_before_importing_it_gets_the_device_too():
+    code = "import importlib.util\nimportlib.util.find_spec('torch')\nimport torch\n"
+    done = in_a_process(code + "print((torch.ones(3, device='cuda') + 1).sum().item())")
+    assert done.stdout == "6.0\n", done.stderr
+
+
+def test_where_it_cannot_be_compiled_one_line_says_why(tmp_path):
+    without_gcc = {"PATH": str(tmp_path), "SOFTCUDA_BUILD": str(tmp_path)}
+    broken = {"SOFTCUDA_BUILD": str(tmp_path / "nowhere")}
+    for environment, why in ((without_gcc, "gcc cannot be run"), (broken, "nowhere")):
+        done = in_a_process("", **environment)
+        assert done.returncode == 1
+        assert done.stderr.startswith("softcuda cannot be used: ") and why in done.stderr
+        assert done.stderr.count("\n") == 1
