@@ -24,13 +24,28 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 5e-3}
 Training lets a rounding grow: at the recipe's learning rate, kernels for AVX2 and AVX-512 differ by 2e-3 after ten fp32 steps.
 At the one used here they differ by 2e-7, and the software device by at most 6e-6 from either.
 """
+INTERRUPTED = """
+import os, signal
+from fastcifar.cli import main
+from fastcifar.engine.trainer import Trainer
+
+report = Trainer._report_progress
+
+def report_and_press(self, *arguments):
+    report(self, *arguments)
+    os.kill(os.getpid(), signal.SIGINT)
+
+Trainer._report_progress = report_and_press
+main()
+"""
+"""The command line, with Ctrl-C pressed when the first steps have been given to the device."""
 
 
-def fastcifar(*arguments, **environment):
-    command = [sys.executable, "-m", "fastcifar", *map(str, arguments)]
-    environment = os.environ | {"FASTCIFAR_AUGMENT": "reference"} | environment
+def fastcifar(*arguments, code=None, returns=0):
+    command = [sys.executable, *(("-c", code) if code else ("-m", "fastcifar")), *map(str, arguments)]
+    environment = os.environ | {"FASTCIFAR_AUGMENT": "reference"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == returns, done.stderr
     return done.stdout
 
 
@@ -98,3 +113,14 @@ def test_many_runs_are_those_of_their_seeds(run):
     for seed in (0, 1):
         expected, _ = run("cpu", *fp32, "--seed", str(seed))
         assert losses(folder / f"seed-{seed}" / "metrics.jsonl") == pytest.approx(expected, rel=TOLERANCE["fp32"])
+
+
+def test_a_run_stopped_in_the_middle_and_resumed_is_the_whole_one(betons, run, tmp_path):
+    fp32 = "--set", "train.precision=fp32"
+    where = "--data", betons, "--device", "cuda", "--step", "captured"
+    out = tmp_path / "run"
+    said = fastcifar("train", *NARROW, *fp32, "--epochs", 1, "--out", out, *where, code=INTERRUPTED, returns=130)
+    assert f"fastcifar train --resume {out}" in said
+    assert list(losses(out / "metrics.jsonl")) == [1, 2, 3, 4, 5]
+    fastcifar("train", "--resume", out, *where)
+    assert losses(out / "metrics.jsonl") == pytest.approx(run("cpu", *fp32)[0], rel=TOLERANCE["fp32"])
