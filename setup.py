@@ -26,13 +26,14 @@ setup(
         "typer>=0.12",
         "rich",
         "safetensors",
+        "scipy",
         "matplotlib",
     ],
     extras_require={
         "ffcv": ["ffcv>=1.0.2"],
         "gpu": ["nvidia-ml-py"],  # clocks and power beside the figures of benchmarks/gpu_suite.py
         "peers": ["kornia", "timm"],  # what `fastcifar bench` is held against, beside PyTorch, torchvision and FFCV
-        "test": ["pytest", "pytest-xdist", "pytest-timeout", "pytest-cov", "pytest-benchmark", "hypothesis", "scipy"],
+        "test": ["pytest", "pytest-xdist", "pytest-timeout", "pytest-cov", "pytest-benchmark", "hypothesis"],
         "lint": ["ruff"],
     },
     entry_points={"console_scripts": ["fastcifar = fastcifar.cli:main"]},

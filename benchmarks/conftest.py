@@ -11,10 +11,10 @@ import re
 import pytest
 
 from fastcifar.bench import TINY, Measurement, make_cases, measure
-from fastcifar.bench.measurement import SECONDS
 from fastcifar.bench.race import Case
-from fastcifar.config import load_recipe
-from fastcifar.engine.environment import choose_device
+from fastcifar.recipe import load_recipe
+from fastcifar.runtime.device import choose_device
+from fastcifar.runtime.measurement import SECONDS
 
 CASES: dict[tuple[str, str], Case] = {}
 """By subject and title."""

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from fastcifar.data.beton import read_beton, write_beton
-from fastcifar.engine.environment import environment
-from fastcifar.files import write_json
+from fastcifar.runtime.environment import environment
+from fastcifar.runtime.files import write_json
 
 with warnings.catch_warnings(action="ignore"):  # FFCV's and numba's
     from fastcifar.data.ffcv_reader import Reader
@@ -64,7 +64,7 @@ def read_round(reader: Reader, path: Path, seed: int) -> tuple[float, float]:
     reader.start(samples)
     for _ in range(batches):
         reader.take()
-        reader.give_back()
+        reader.release()
     seconds = time.perf_counter() - begun
     reader.stop()
     amount = (read_off_disk(path) - before) / len(samples)

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastcifar.bench.report import read_document, to_markdown
 from fastcifar.bench.scaling import Point, plot_scaling, scaling_table
-from fastcifar.files import write_text
+from fastcifar.runtime.files import write_text
 
 BEGIN, END = "<!-- measured on a GPU: begin -->", "<!-- measured on a GPU: end -->"
 

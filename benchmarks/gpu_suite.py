@@ -41,17 +41,18 @@ from gpu_report import copy_to_readme, write_tables
 from fastcifar.bench import TINY, Size, run
 from fastcifar.bench import scaling as scale
 from fastcifar.bench.report import document
-from fastcifar.config import Recipe, load_recipe
 from fastcifar.data.dataset import load_dataset
-from fastcifar.engine.environment import device_name, environment
-from fastcifar.engine.precision import PRECISIONS, resolve_precision
+from fastcifar.display.console import Reporter
 from fastcifar.engine.runs import train_runs
 from fastcifar.engine.trainer import train
-from fastcifar.files import write_json
 from fastcifar.models import build_model
-from fastcifar.profiling.roofline import FLOPS_PER_MAC, measure_ceilings, sustained_flops_per_s
-from fastcifar.profiling.summary import summarize
-from fastcifar.report.console import Reporter
+from fastcifar.models.summary import summarize
+from fastcifar.recipe import Recipe, load_recipe
+from fastcifar.runtime.device import device_name
+from fastcifar.runtime.environment import environment
+from fastcifar.runtime.files import write_json
+from fastcifar.runtime.precision import PRECISIONS, resolve_precision
+from fastcifar.runtime.roofline import FLOPS_PER_MAC, measure_ceilings, sustained_flops_per_s
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -214,14 +215,14 @@ import json, sys, time
 begun = time.time() - float(open("/proc/uptime").read().split()[0])
 ticks = int(open("/proc/self/stat").read().rpartition(")")[2].split()[19])
 import os, torch
-from fastcifar.config import load_recipe
+from fastcifar.recipe import load_recipe
 from fastcifar.data.dataset import load_dataset
-from fastcifar.engine.distributed import joined
+from fastcifar.runtime.distributed import process_group
 from fastcifar.engine.engine import Engine
 from fastcifar.engine.trainer import arithmetic_of
 
 recipe = load_recipe("seed", json.loads(sys.argv[3]))
-with joined(sys.argv[2]) as world, arithmetic_of(recipe):
+with process_group(sys.argv[2]) as world, arithmetic_of(recipe):
     engine = Engine(recipe, load_dataset(sys.argv[1]), world, backend=sys.argv[4])
     warm_up = engine.warm_up()
     engine.step.run(1)
@@ -254,7 +255,7 @@ def warps(plan: Plan) -> dict[str, Any]:
     from fastcifar.augment import fused
     from fastcifar.bench.setting import PIXELS, random_split
     from fastcifar.data.resident import ResidentLoader
-    from fastcifar.engine.transfer import Clock
+    from fastcifar.runtime.timing import Clock
 
     clock, rates = Clock(torch.device(plan.device)), {}
     for batch, number in itertools.product(plan.warps_batches, (1, 2, 4, 8)):

@@ -16,15 +16,15 @@ from pathlib import Path
 from rich.console import Console
 
 from fastcifar.bench.setting import random_dataset
-from fastcifar.config import load_recipe
-from fastcifar.engine.distributed import World
+from fastcifar.display.console import Reporter
 from fastcifar.engine.engine import Engine
-from fastcifar.engine.environment import choose_device, device_name
-from fastcifar.engine.rundir import RunDirectory
 from fastcifar.engine.step import EagerStep
 from fastcifar.engine.trainer import Trainer, arithmetic_of
-from fastcifar.engine.transfer import Clock
-from fastcifar.report.console import Reporter
+from fastcifar.recipe import load_recipe
+from fastcifar.run.directory import RunDirectory
+from fastcifar.runtime.device import choose_device, device_name
+from fastcifar.runtime.distributed import World
+from fastcifar.runtime.timing import Clock
 
 ROUNDS = 15
 

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 from fastcifar.bench.scaling import ON_CPU, Grid, measure_scaling, plot_scaling, scaling_table, streaming_begins
-from fastcifar.config import load_recipe
-from fastcifar.engine.environment import choose_device, environment
-from fastcifar.files import write_json
+from fastcifar.recipe import load_recipe
+from fastcifar.runtime.device import choose_device
+from fastcifar.runtime.environment import environment
+from fastcifar.runtime.files import write_json
 
 
 def main(results: str, picture: str, name: str = "seed") -> None:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from fastcifar.bench import Measurement
-from fastcifar.bench.plots import plot_sweep
+from fastcifar.display.bars import plot_sweep
 
 
 def read_results(path: str) -> list[Measurement]:

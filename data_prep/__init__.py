@@ -1,4 +1,4 @@
-"""From any source of small images to `.beton` files and their manifest."""
+"""Convert any source of small images to `.beton` files and their manifest."""
 
 from data_prep.convert import PrepResult, prepare
 

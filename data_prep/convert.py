@@ -1,4 +1,4 @@
-"""From a source to a prepared data set: split, write, verify, describe, and put in place in one step."""
+"""Convert a source to a prepared data set: split, write, verify, describe, and replace the folder atomically."""
 
 import ctypes
 import errno
@@ -22,7 +22,7 @@ from data_prep.images import Images, Progress, Source
 from data_prep.sources import find_source
 from fastcifar.data.beton import read_beton, write_beton
 from fastcifar.data.dataset import FORMAT_VERSION, MANIFEST, SPLITS, Manifest, file_sha256, load_manifest
-from fastcifar.errors import UserError
+from fastcifar.runtime.errors import UserError
 
 RENAME_EXCHANGE = 2  # linux/fs.h
 AT_FDCWD = -100  # fcntl.h
@@ -30,7 +30,13 @@ AT_FDCWD = -100  # fcntl.h
 
 @dataclass(frozen=True)
 class PrepResult:
-    """What `prepare` did: the manifest, whether anything was written, and the time it took in seconds."""
+    """Result of `prepare`.
+
+    Attributes:
+        manifest: of the prepared data set.
+        changed: False where `out` was up to date and nothing was written.
+        seconds: time that `prepare` took.
+    """
 
     manifest: Manifest
     changed: bool
@@ -48,25 +54,25 @@ def prepare(
 ) -> PrepResult:
     """Convert a source to train.beton, val.beton, test.beton and dataset.json in the folder `out`.
 
-    The folder is replaced as a whole: interrupted at any moment, it is the old complete set or the new one. Everything is
-    written to a hidden folder beside `out`, which then takes its place in one system call: a rename where `out` is absent or
-    empty, else an exchange of the two. Where a file system cannot exchange (a mount point, some network file systems), the
-    old set stays and an error says so. Nothing is done where `out` already holds what would be written.
+    The folder is replaced atomically: if interrupted, it holds either the complete old set or the complete new one. Everything
+    is written to a hidden folder beside `out`, which then replaces `out` in one system call: a rename where `out` is absent or
+    empty, else an exchange. Where the file system cannot exchange folders (a mount point, some network file systems), the old
+    set stays and an error says so. Nothing is written where `out` is up to date.
 
     Args:
         source: see `find_source`.
         out: the folder to make, or to replace if an earlier `prepare` made it.
-        val_fraction: share of the training images drawn for validation, 0 to below 1; 0 makes no val.beton. A source with a
-            validation split of its own keeps that one.
+        val_fraction: share of the training images drawn for validation, 0 to below 1; 0 makes no val.beton. A source with its
+            own validation split keeps it.
         seed: of that draw.
         resize: N resizes the images of a folder to N x N pixels.
-        progress: told a stage and the share of it that is done, 0 to 1.
+        progress: called with a stage and the share of it that is done, 0 to 1.
 
     Raises:
-        UserError: a bad argument, no such source, a source that is damaged, or an `out` that holds other things.
+        UserError: a bad argument, no such source, a damaged source, or an `out` that holds other files.
     """
-    begun = time.perf_counter()
-    out = Path(out).resolve()  # of a symbolic link, what it points to is replaced
+    began = time.perf_counter()
+    out = Path(out).resolve()  # replaces the target of a symbolic link, not the link
     _check_arguments(val_fraction, seed, resize)
     _check_replaceable(out)
     found = find_source(source, resize)
@@ -77,26 +83,26 @@ def prepare(
     if manifest is None:
         with _replacing_folder(out) as folder:
             manifest = _convert(found, folder, fingerprint, val_fraction, seed, progress)
-    return PrepResult(manifest, changed, time.perf_counter() - begun)
+    return PrepResult(manifest, changed, time.perf_counter() - began)
 
 
 def _check_arguments(val_fraction: float, seed: int, resize: int | None) -> None:
     if not 0 <= val_fraction < 1:
-        raise UserError(f"--val-fraction {val_fraction}: must be at least 0 and below 1")
+        raise UserError(f"`val_fraction={val_fraction}`: must be at least 0 and below 1")
     if seed < 0:
-        raise UserError(f"--seed {seed}: must be at least 0")
+        raise UserError(f"`seed={seed}`: must be at least 0")
     if resize is not None and resize < 1:
-        raise UserError(f"--resize {resize}: must be at least 1")
+        raise UserError(f"`resize={resize}`: must be at least 1")
 
 
 def _check_replaceable(out: Path) -> None:
-    """`out` is absent, empty, or what an earlier `prepare` wrote and nothing else."""
+    """Refuse an `out` with anything in it that an earlier `prepare` did not write."""
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; choose another --out")
+        raise UserError(f"{out}: is a file; choose another `out`")
     held = {path.name for path in out.iterdir()} if out.is_dir() else set()
     ours = {MANIFEST, *(f"{split}.beton" for split in SPLITS)} if MANIFEST in held else set()
     for name in sorted(held - ours):
-        raise UserError(f"{out}: holds {name}, which fastcifar did not write; choose another --out")
+        raise UserError(f"{out}: holds {name}, which fastcifar did not write; choose another `out`")
 
 
 def _fingerprint(source: Source, val_fraction: float, seed: int, resize: int | None) -> str:
@@ -105,7 +111,7 @@ def _fingerprint(source: Source, val_fraction: float, seed: int, resize: int | N
 
 
 def _current(out: Path, fingerprint: str) -> Manifest | None:
-    """The manifest in `out`, where it was made from the same source and its files are undamaged."""
+    """Return the manifest in `out` if it was made from the same source and its files are undamaged, else None."""
     try:
         manifest = load_manifest(out)
     except UserError:
@@ -118,7 +124,7 @@ def _current(out: Path, fingerprint: str) -> Manifest | None:
 
 
 def _convert(source: Source, folder: Path, fingerprint: str, val_fraction: float, seed: int, progress: Progress) -> Manifest:
-    """Read the source, write its splits and the manifest to `folder`."""
+    """Read the source; write its splits and the manifest to `folder`."""
     images = source.read(progress)
     if images.val is None:
         images = _draw_validation(images, val_fraction, seed)
@@ -145,13 +151,13 @@ def _convert(source: Source, folder: Path, fingerprint: str, val_fraction: float
 
 
 def _draw_validation(images: Images, val_fraction: float, seed: int) -> Images:
-    """Move a random share of the training images to the validation split; both keep the order of the source."""
+    """Move a random share of the training images to the validation split; both keep the source's order."""
     pixels, labels = images.train
     count = round(len(labels) * val_fraction)
     if not count:
         return images
     if count == len(labels):
-        raise UserError(f"--val-fraction {val_fraction}: leaves no image to train on, of {len(labels)}")
+        raise UserError(f"`val_fraction={val_fraction}`: leaves no image to train on, of {len(labels)}")
     chosen = np.zeros(len(labels), bool)
     chosen[np.random.Generator(np.random.PCG64(seed)).permutation(len(labels))[:count]] = True
     return replace(images, train=(pixels[~chosen], labels[~chosen]), val=(pixels[chosen], labels[chosen]))
@@ -161,14 +167,14 @@ def _write_and_verify(path: Path, images: np.ndarray, labels: np.ndarray, progre
     write_beton(path, images, labels, progress=progress)
     written = read_beton(path)
     if not (np.array_equal(written.images, images) and np.array_equal(written.labels, labels)):
-        raise OSError(errno.EIO, "what was written reads back differently", str(path))
+        raise OSError(errno.EIO, "the file reads back differently from what was written", str(path))
 
 
 def _channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, pixels in 0 .. 1, from exact counts of the 256 values."""
     channels = images.shape[3]
     counts = np.zeros((channels, 256), np.int64)
-    for start in range(0, len(images), 1000):  # bincount makes eight bytes of each
+    for start in range(0, len(images), 1000):  # in chunks: bincount widens each byte to eight
         pixels = images[start : start + 1000].reshape(-1, channels)
         counts += [np.bincount(pixels[:, channel], minlength=256) for channel in range(channels)]
     values = np.arange(256) / 255
@@ -179,7 +185,7 @@ def _channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[fl
 
 @contextmanager
 def _replacing_folder(out: Path) -> Iterator[Path]:
-    """Yield a new folder beside `out`; on success it takes the place of `out` in one step, on an error it is removed."""
+    """Yield a new folder beside `out`; on success it replaces `out` atomically, on an error it is removed."""
     folder = out.with_name(f".{out.name}.tmp-{secrets.token_hex(4)}")
     try:
         folder.mkdir(parents=True)
@@ -189,7 +195,7 @@ def _replacing_folder(out: Path) -> Iterator[Path]:
     except OSError as error:  # no right to write there, disk full, ...
         raise UserError(f"{out}: not written: {error}") from None
     finally:
-        shutil.rmtree(folder, ignore_errors=True)  # what failed, or after an exchange what was there before
+        shutil.rmtree(folder, ignore_errors=True)  # the incomplete new folder, or after an exchange the old one
 
 
 def _put_in_place(folder: Path, out: Path) -> None:
@@ -202,18 +208,18 @@ def _put_in_place(folder: Path, out: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Exchange two folders atomically: Linux's renameat2(2), which Python has no name for."""
+    """Exchange two folders atomically by Linux's renameat2(2), which Python's os module lacks."""
     libc = ctypes.CDLL(None, use_errno=True)
     renameat2 = getattr(libc, "renameat2", None)
     if renameat2 and renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
         return
     reason = os.strerror(ctypes.get_errno()) if renameat2 else "this system has no renameat2"
-    raise UserError(f"{other}: cannot be replaced in one step ({reason}); choose another --out, or remove it first")
+    raise UserError(f"{other}: cannot be replaced in one step ({reason}); choose another `out`, or remove it first")
 
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder that ends with the process, however it ends.
+    """Lock a folder; the kernel releases the lock when the process ends, even if it is killed.
 
     Raises:
         BlockingIOError: another process holds it.
@@ -227,7 +233,7 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _remove_leftovers(out: Path) -> None:
-    """Remove the folders of processes that were killed; what another process is writing is locked and stays."""
+    """Remove the folders of killed processes; a folder that another process is writing is locked and stays."""
     for folder in out.parent.glob(f".{glob.escape(out.name)}.tmp-*"):
         with suppress(OSError), _lock(folder):
             shutil.rmtree(folder, ignore_errors=True)

@@ -9,14 +9,14 @@ import numpy as np
 from PIL import Image
 
 from data_prep.images import Arrays, Images, Progress, Source
-from fastcifar.errors import UserError
+from fastcifar.runtime.errors import UserError
 
 
 def image_folder(root: Path, resize: int | None) -> Source:
-    """The source in `root`: train/<class>/ and, where there are such, val/<class>/ and test/<class>/.
+    """Find the source in `root`: train/<class>/ and, if present, val/<class>/ and test/<class>/.
 
     Raises:
-        UserError: no images, or splits of different classes.
+        UserError: no images, or splits with different classes.
     """
     splits = {name: _class_files(root / name) for name in ("train", "val", "test") if (root / name).is_dir()}
     classes = splits["train"].keys()
@@ -28,7 +28,7 @@ def image_folder(root: Path, resize: int | None) -> Source:
 
 
 def _class_files(split: Path) -> dict[str, list[Path]]:
-    """Class name -> its images, both sorted; hidden files and empty classes are left out."""
+    """Map each class name to its images, both sorted; hidden files and empty classes are left out."""
 
     def visible(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
@@ -52,7 +52,7 @@ def _read_folder(splits: dict[str, dict[str, list[Path]]], resize: int | None, p
             if image.shape != images.shape[1:]:
                 raise UserError(
                     f"{path}: {image.shape[1]}x{image.shape[0]} pixels, but {first} has {width}x{height}; "
-                    "make them one size with --resize N"
+                    "make them one size with `resize=N`"
                 )
             images[number] = image
             if number % 100 == 99 or number + 1 == len(files):
@@ -62,7 +62,7 @@ def _read_folder(splits: dict[str, dict[str, list[Path]]], resize: int | None, p
 
 
 def _decoded(files: list[Path], resize: int | None) -> Iterator[tuple[Path, np.ndarray]]:
-    """Decode in threads (Pillow releases the interpreter's lock), a bounded number ahead."""
+    """Decode in threads (Pillow releases the GIL), a bounded number of images ahead."""
     ahead = 256
     with ThreadPoolExecutor() as threads:
         for start in range(0, len(files), ahead):
@@ -71,14 +71,14 @@ def _decoded(files: list[Path], resize: int | None) -> Iterator[tuple[Path, np.n
 
 
 def _decode(path: Path, resize: int | None) -> np.ndarray:
-    """An image file as (H, W, 3) uint8; grey images and palettes become RGB."""
+    """Decode an image file to (H, W, 3) uint8; grey and palette images become RGB."""
     try:
         with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):  # Pillow would cut these off at 255 on the way to RGB
-                raise UserError(f"{path}: more than 8 bits a channel (Pillow's mode {image.mode}); store it with 8")
+            if image.mode.startswith(("I", "F")):  # converted to RGB, Pillow would clip these at 255
+                raise UserError(f"{path}: more than 8 bits per channel (Pillow's mode {image.mode}); store it with 8")
             rgb = image.convert("RGB")
-    except UserError:  # is a ValueError too
+    except UserError:  # a ValueError too
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not an image that Pillow can open: {error}") from None
+        raise UserError(f"{path}: Pillow cannot open it as an image: {error}") from None
     return np.asarray(rgb.resize((resize, resize), Image.Resampling.LANCZOS) if resize else rgb)

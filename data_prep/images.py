@@ -1,4 +1,4 @@
-"""What a source of images is, found and read."""
+"""A source of images, before and after it is read."""
 
 import os
 from collections.abc import Callable
@@ -11,12 +11,12 @@ import numpy as np
 Arrays = tuple[np.ndarray, np.ndarray]
 """Images (N, H, W, 3) uint8 and labels (N,) int64."""
 Progress = Callable[[str, float], None]
-"""Is told a stage and the share of it that is done, 0 to 1."""
+"""Called with a stage and the share of it that is done, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """A source, read. `val` and `test` are None where the source has no such split."""
+    """The images of a source. `val` and `test` are None where it has no such split."""
 
     classes: tuple[str, ...]
     train: Arrays
@@ -26,12 +26,12 @@ class Images:
 
 @dataclass(frozen=True)
 class Source:
-    """A source, found but not read yet.
+    """A source that was found and is not read yet.
 
     Attributes:
         name: of the data set.
-        files: what it is made of; their names, sizes and times tell whether it has changed.
-        read: reads it, telling its progress.
+        files: its files; their names, sizes and times show whether it has changed.
+        read: reads it and reports its progress.
     """
 
     name: str
@@ -39,6 +39,6 @@ class Source:
     read: Callable[[Progress], Images]
 
     def fingerprint(self) -> list[Any]:
-        """What identifies the source's content without reading it."""
+        """Identify the source's content without reading it."""
         stats = ((os.path.abspath(path), path.stat()) for path in self.files)
         return [self.name, *((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)]

@@ -1,4 +1,4 @@
-"""Where images come from: CIFAR's published files, a folder of class folders, or the synthetic set."""
+"""Sources of images: CIFAR's published files, a folder of class folders, or the synthetic set."""
 
 import functools
 import hashlib
@@ -19,10 +19,10 @@ import numpy as np
 from data_prep import synthetic
 from data_prep.folder import image_folder
 from data_prep.images import Arrays, Images, Progress, Source
-from fastcifar.errors import UserError
+from fastcifar.runtime.errors import UserError
 
 DOWNLOADS = Path("data")
-DAMAGED_ARCHIVE = (tarfile.TarError, OSError, EOFError, zlib.error)  # what reading one may raise
+DAMAGED_ARCHIVE = (tarfile.TarError, OSError, EOFError, zlib.error)  # raised while reading one
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Cifar:
         train, test: file names.
         meta: the file with the class names.
         md5: of each file, where published; files are checked against it.
-        label: of an image: the pickle's key, or in binary files the byte's place (images follow the last label).
-        classes: the pickle's key of the class names; None in binary files.
-        counts: of the images in train and in test.
+        label: pickle key of the labels, or in binary files the index of the label byte (pixels follow the last label).
+        classes: pickle key of the class names; None in binary files.
+        counts: images in train and in test.
     """
 
     name: str
@@ -119,11 +119,11 @@ PIXELS = 3 * 32 * 32
 
 
 def find_source(source: str | os.PathLike[str] | None, resize: int | None = None) -> Source:
-    """The source of that name or path; None looks at $FASTCIFAR_SOURCE, then ./data, then downloads CIFAR-10.
+    """Find a source by name or path; None tries $FASTCIFAR_SOURCE, then ./data, then downloads CIFAR-10.
 
     A source is "cifar10" or "cifar100" (downloaded to ./data unless it is there), "synthetic", one of CIFAR's folders or
-    archives, a folder that holds one of these, or a folder of class folders of images: train/<class>/, and where there are
-    such val/<class>/ and test/<class>/.
+    archives, a folder that holds one of these, or a folder of class folders of images: train/<class>/ and, if present,
+    val/<class>/ and test/<class>/.
 
     Raises:
         UserError: there is no such source.
@@ -134,8 +134,8 @@ def find_source(source: str | os.PathLike[str] | None, resize: int | None = None
     if source not in ("synthetic", "cifar10", "cifar100") and (path / "train").is_dir():
         return image_folder(path, resize)
     if resize is not None:
-        raise UserError(f"--resize {resize}: only for a folder of class folders of images, not for {source}")
-    if source == "synthetic":  # it is made of nothing but the code that draws it
+        raise UserError(f"`resize={resize}`: only for a folder of class folders of images, not for {source}")
+    if source == "synthetic":  # its only file is the code that draws it
         return Source("synthetic", (Path(synthetic.__file__),), _read_synthetic)
     if source in ("cifar10", "cifar100"):
         return _published(_downloaded(str(source)))
@@ -152,7 +152,7 @@ def _holds_source(path: Path) -> bool:
 
 
 def _published(path: Path) -> Source:
-    """CIFAR's files in `path`, or in a folder or archive in it that has a published name."""
+    """Find CIFAR's files in `path`, or in a folder or archive in it that has a published name."""
     for layout in LAYOUTS:
         for folder in (path, path / layout.folder):
             missing = [name for name in layout.files if not (folder / name).is_file()]
@@ -174,7 +174,7 @@ def _read_files(folder: Path, layout: Cifar, progress: Progress) -> Images:
 
 
 def _archive(path: Path) -> Source:
-    """CIFAR's files in an archive; its first file tells which, so that not all of it is unpacked to see."""
+    """Find CIFAR's files in an archive; its first file tells the layout, so the rest is not unpacked for that."""
     try:
         with tarfile.open(path, "r:gz") as archive:
             first = next((entry.name for entry in archive if entry.isfile()), "")
@@ -201,12 +201,12 @@ def _read_archive(path: Path, layout: Cifar, progress: Progress) -> Images:
 
 
 def _downloaded(name: str) -> Path:
-    """The folder in ./data of that data set; torchvision downloads it where it is not there yet."""
+    """Return the data set's folder in ./data; torchvision downloads it if it is absent."""
     layout = next(layout for layout in LAYOUTS if layout.name == name and layout.md5)
     folder = DOWNLOADS / layout.folder
     if all((folder / file).is_file() for file in layout.files):
         return folder
-    from torchvision import datasets  # heavy, and needed for this alone
+    from torchvision import datasets  # here: slow to import, and needed only for a download
 
     DOWNLOADS.mkdir(exist_ok=True)
     try:
@@ -220,16 +220,16 @@ def _downloaded(name: str) -> Path:
             ".tar.gz, put one into ./data, set FASTCIFAR_SOURCE to one, or try `fastcifar prep synthetic`"
         ) from None
     finally:
-        with suppress(OSError):  # it holds something
+        with suppress(OSError):  # not empty
             DOWNLOADS.rmdir()
     return folder
 
 
 def read_cifar(layout: Cifar, read: Callable[[str], bytes], where: str, progress: Progress) -> Images:
-    """Read CIFAR's files, `read` giving the content of each.
+    """Read CIFAR's files; `read` returns the content of each.
 
     Raises:
-        UserError: a file whose MD5 sum is not the published one, or whose size or content is not CIFAR's.
+        UserError: a file's MD5 sum is not the published one, or its size or content is not CIFAR's.
     """
 
     def checked(name: str) -> bytes:
@@ -256,7 +256,7 @@ def read_cifar(layout: Cifar, read: Callable[[str], bytes], where: str, progress
 
 
 def _parse(content: bytes, layout: Cifar, where: str) -> Arrays:
-    """Images and labels of one file; a row of the file is a red, a green and a blue plane."""
+    """Parse the images and labels of one file; each row holds a red, a green and a blue plane."""
     if isinstance(layout.label, bytes):
         batch = unpickle(content, where)
         planes, labels = batch[b"data"], np.array(batch[layout.label], np.int64)
@@ -270,19 +270,19 @@ def _parse(content: bytes, layout: Cifar, where: str) -> Arrays:
 
 
 def unpickle(content: bytes, where: str) -> dict[bytes, Any]:
-    """Load a pickle of numpy arrays and plain values, never anything else: it cannot run code.
+    """Load a pickle of NumPy arrays and plain values only, so that it cannot run code.
 
     Raises:
-        UserError: it holds something else, or is no pickle.
+        UserError: it holds anything else, or is not a pickle.
     """
     try:
         return _Unpickler(io.BytesIO(content), encoding="bytes").load()
-    except Exception as error:  # a damaged pickle may raise anything, says the manual of pickle
+    except Exception as error:  # a damaged pickle may raise any exception (manual of pickle)
         raise UserError(f"{where}: not CIFAR's: {error}") from None
 
 
 class _Unpickler(pickle.Unpickler):
-    """Resolves the three names that a pickled array needs to functions of our own, and no others."""
+    """Resolve only the three names that a pickled array needs, to our own functions."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray") and name in _ARRAY_NAMES:

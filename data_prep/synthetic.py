@@ -1,7 +1,7 @@
-"""Ten classes of drawn shapes, for trying things out without a download.
+"""Ten classes of drawn shapes, to try fastcifar without a download.
 
-A shape's place, size, tilt and colours are random, so its class is in no single pixel: a linear model is at a loss, a small
-convolutional network learns it in a minute or two.
+A shape's position, size, rotation and colours are random, so no single pixel shows its class: a linear model cannot learn it,
+a small convolutional network learns it in a minute or two.
 """
 
 import numpy as np
@@ -39,20 +39,20 @@ def _draw(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _coordinates(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel coordinates in the frame of each image's shape, whose radius is 1: u to the right, v down, (count, 32, 32)."""
+    """Draw a frame for each image's shape, of radius 1; return its pixel coordinates: u right, v down, (count, 32, 32)."""
 
-    def each(low: float, high: float) -> np.ndarray:
+    def uniform(low: float, high: float) -> np.ndarray:
         return rng.uniform(low, high, (count, 1, 1))
 
-    radius = each(7, 12)
-    x0, y0 = (radius - 1 + each(0, 1) * (SIZE + 1 - 2 * radius) for _ in range(2))
-    tilt = np.deg2rad(each(-12, 12))
+    radius = uniform(7, 12)
+    x0, y0 = (radius - 1 + uniform(0, 1) * (SIZE + 1 - 2 * radius) for _ in range(2))
+    angle = np.deg2rad(uniform(-12, 12))
     x, y = np.arange(SIZE) - x0, np.arange(SIZE)[:, None] - y0
-    return (np.cos(tilt) * x + np.sin(tilt) * y) / radius, (np.cos(tilt) * y - np.sin(tilt) * x) / radius
+    return (np.cos(angle) * x + np.sin(angle) * y) / radius, (np.cos(angle) * y - np.sin(angle) * x) / radius
 
 
 def _shapes(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Whether each pixel is inside the shape, for every class: (10, count, 32, 32) bool."""
+    """Masks of the pixels inside the shape, for every class: (10, count, 32, 32) bool."""
     r, m = np.hypot(u, v), np.maximum(abs(u), abs(v))
     p, q = (u + v) / np.sqrt(2), (u - v) / np.sqrt(2)
     stripe_u, stripe_v = np.sin(3 * np.pi * u) > 0, np.sin(3 * np.pi * v) > 0
@@ -73,7 +73,7 @@ def _shapes(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _colours(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two colours an image, (count, 1, 1, 3) each, that differ clearly in brightness, either the brighter."""
+    """Draw two colours per image, (count, 1, 1, 3) each, one clearly brighter; either of them may be it."""
     dark = rng.uniform(0, 0.4, (count, 1, 1, 3))
     light = rng.uniform(0.6, 1, (count, 1, 1, 3))
     swap = rng.random((count, 1, 1, 1)) < 0.5

@@ -11,14 +11,14 @@ __version__ = "0.1.0"
 _HOMES = {
     "Policy": "fastcifar.augment",
     "RandomErasing": "fastcifar.augment.erasing",
-    "Recipe": "fastcifar.config",
+    "Recipe": "fastcifar.recipe",
     "ResidentLoader": "fastcifar.data.resident",
     "StreamingLoader": "fastcifar.data.streaming",
-    "UserError": "fastcifar.errors",
+    "UserError": "fastcifar.runtime.errors",
     "build_model": "fastcifar.models",
     "evaluate": "fastcifar.engine.evaluate",
     "load_dataset": "fastcifar.data.dataset",
-    "load_recipe": "fastcifar.config",
+    "load_recipe": "fastcifar.recipe",
     "train": "fastcifar.engine.trainer",
 }
 __all__ = sorted(_HOMES)

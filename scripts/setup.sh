@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Make .venv with fastcifar, its dependencies, its tests' and, where it can be built, FFCV. A second run does nothing.
-# All that it says goes to stderr, so that a target's own output begins with its first line.
+# Create .venv with fastcifar, all dependencies and, where it can be built, FFCV. A second run does nothing.
+# All messages go to stderr, so that stdout holds only the output of the make target.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,12 +18,12 @@ stamp=.venv/.setup-$( (cat setup.py pyproject.toml scripts/setup.sh && "$python"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
-# The first line of the log that names the error, else the last line.
+# Print the first line of the log that names the error, else the last line.
 reason() {
     { grep -v subprocess-exited "$log" | grep -m1 -E '(^E|[Ee]rror): ' || tail -1 "$log"; } | sed 's/^ *//' | cut -c1-160
 }
 
-# Install Debian packages: as root, else with a sudo that asks nothing, else fail.
+# Install Debian packages: as root, else with a sudo that needs no password, else fail.
 apt_install() {
     local root=env
     command -v apt-get >/dev/null || return 1
@@ -50,7 +50,7 @@ pip_install() { .venv/bin/python -m pip --disable-pip-version-check --no-input -
 say "installing fastcifar and its dependencies into .venv (PyTorch with CUDA: about 6 GB, a few minutes)"
 pip_install '.[test,lint]'
 
-# What FFCV is built with; torch.compile needs the compiler and Python's headers too.
+# FFCV is built with these; torch.compile needs the compiler and Python's headers too.
 has_headers() { "$python" -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null; }
 can_build() { command -v c++ >/dev/null && has_headers && pkg-config --exists opencv4 libturbojpeg 2>/dev/null; }
 system="libopencv-dev libturbojpeg0-dev pkg-config build-essential"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Prepare CIFAR-10 and train on it: the seed recipe where there is a CUDA GPU, the cpu recipe where there is none.
-# Where CIFAR-10 is neither given nor downloadable, train on the built-in synthetic set instead and say so, first and last.
+# Prepare CIFAR-10 and train on it: the seed recipe on a CUDA GPU, else the cpu recipe.
+# Where CIFAR-10 is neither given nor downloadable, train on the synthetic set; the first and the last line say so.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,9 +8,9 @@ fastcifar() { .venv/bin/python -m fastcifar "$@"; }
 
 data=betons
 code=0
-[ ! -t 2 ] || printf 'looking for CIFAR-10, which is a download of 170 MB where it is not given\r' >&2
+[ ! -t 2 ] || printf 'looking for CIFAR-10; it is downloaded (170 MB) where it is not given\r' >&2
 said=$(fastcifar prep --out "$data" 2>&1) || code=$?
-[ ! -t 2 ] || printf '\033[K' >&2  # the first line that stays is the verdict
+[ ! -t 2 ] || printf '\033[K' >&2  # erase that line
 if [ "$code" = 2 ] && [[ $said == *"could not be downloaded"* ]] && [ -e "$data/dataset.json" ]; then
     echo "training on $data as it was prepared before: CIFAR-10 is neither given nor downloadable now"
 elif [ "$code" = 2 ] && [[ $said == *"could not be downloaded"* ]]; then

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastcifar.config import Recipe, load_recipe
 from fastcifar.data.dataset import Dataset, Manifest, Split
+from fastcifar.recipe import Recipe, load_recipe
 
 ROOT = str(Path(__file__).parents[1])
 # For the processes that tests start: the package need not be installed.
@@ -49,8 +49,8 @@ def needs_sgd():
     def check(precision):
         import torch
 
-        from fastcifar.engine.precision import PRECISIONS
         from fastcifar.optim.optimizers import fused_sgd_works
+        from fastcifar.runtime.precision import PRECISIONS
 
         dtype = PRECISIONS[precision].weights
         if dtype != torch.float32 and not fused_sgd_works(dtype):

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from fastcifar.cli import main
-from fastcifar.config import recipe_names
+from fastcifar.cli import in_options, main
+from fastcifar.recipe import recipe_names
 
 
 def fastcifar(*arguments, cwd=None, **environment):
@@ -101,6 +101,20 @@ def test_bench_prints_a_table_and_writes_it_as_json_markdown_and_picture(tmp_pat
     assert files["png"].read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("`backend=x`: must be auto", "--step x: must be auto"),
+        ("/a b/c: exists; choose another `out`", "/a b/c: exists; choose another --out"),
+        ("use 8 or more, as `train.pad_widths=8` does", "use 8 or more, as --set train.pad_widths=8 does"),
+        ("`val_fraction=2.0`: must be below 1", "--val-fraction 2.0: must be below 1"),
+        ("recipe.toml: unknown key train.epoch", "recipe.toml: unknown key train.epoch"),
+    ],
+)
+def test_the_librarys_parameters_are_options_on_the_command_line(message, expected):
+    assert in_options(message) == expected
+
+
 def test_train_then_eval_from_prep_to_confusion_matrix(betons, tmp_path):
     run = tmp_path / "run"
     done = fastcifar("train", *SMALL, "--epochs", 2, "--data", betons, "--out", run, "--json", tmp_path / "t.json", "-v")
@@ -121,7 +135,7 @@ def test_precision_is_chosen_for_the_cpu_said_first_and_written_to_the_runs_reci
     where = "--data", betons, "--out", tmp_path / "run"
     done = fastcifar("train", *SMALL, "--epochs", 1, *where, **capped)
     assert done.returncode == 0, done.stderr
-    assert "fp32 (auto: cpu has no arithmetic for 16 bits)" in done.stdout.splitlines()[0]
+    assert "fp32 (auto: cpu has no 16-bit arithmetic)" in done.stdout.splitlines()[0]
     assert 'precision = "fp32"' in (tmp_path / "run" / "recipe.toml").read_text()
 
 

@@ -58,10 +58,10 @@ def compile_step(recipe: str, overrides: list[str], options: list[str], generate
     import torch._inductor.config as inductor
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from fastcifar.config import load_recipe
     from fastcifar.engine.step import forward_loss
     from fastcifar.models import build_model
     from fastcifar.models.padding import pad_widths
+    from fastcifar.recipe import load_recipe
 
     loaded, mode = load_recipe(recipe, overrides), FakeTensorMode(allow_non_fake_inputs=True)
     model = build_model(loaded.model)

@@ -1,38 +1,10 @@
-"""Augmentation: what to do (`policy`), the draws (`philox`), PyTorch (`reference`, `batch`), Triton (`fused`, `erasing`)."""
+"""Augmentation: what to do (`policy`, `transforms`), draws (`philox`), PyTorch (`reference`, `batch`), Triton (`fused`)."""
 
 from fastcifar.augment.batch import IGNORE
 from fastcifar.augment.philox import Stream, epoch_order
-from fastcifar.augment.policy import (
-    AlternatingFlip,
-    ColorJitter,
-    CutMix,
-    Cutout,
-    MixUp,
-    Normalize,
-    Policy,
-    RandomCrop,
-    RandomErasing,
-    RandomHorizontalFlip,
-    RandomRotation,
-    Translate,
-)
+from fastcifar.augment.policy import Policy
 from fastcifar.augment.reference import augment
+from fastcifar.augment.transforms import *  # noqa: F403
+from fastcifar.augment.transforms import TRANSFORMS
 
-__all__ = [
-    "IGNORE",
-    "AlternatingFlip",
-    "ColorJitter",
-    "CutMix",
-    "Cutout",
-    "MixUp",
-    "Normalize",
-    "Policy",
-    "RandomCrop",
-    "RandomErasing",
-    "RandomHorizontalFlip",
-    "RandomRotation",
-    "Stream",
-    "Translate",
-    "augment",
-    "epoch_order",
-]
+__all__ = ["IGNORE", "TRANSFORMS", "Policy", "Stream", "augment", "epoch_order", *TRANSFORMS]

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 
 from fastcifar.augment import batch
-from fastcifar.compiler import missing_compiler
-from fastcifar.errors import UserError
+from fastcifar.runtime.compiler import missing_compiler
+from fastcifar.runtime.errors import UserError
 
 VARIABLE = "FASTCIFAR_AUGMENT"
 

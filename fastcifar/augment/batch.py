@@ -3,14 +3,12 @@
 Shapes: B images a batch, N in the data set, H x W pixels in, h x w out, C channels, K classes.
 """
 
-from dataclasses import replace
-
 import torch
 
-from fastcifar.augment.philox import Stream, Words, below, philox4x32, uniform
-from fastcifar.augment.policy import CutMix, Policy
-from fastcifar.augment.reference import augment, inside_boxes
-from fastcifar.errors import UserError
+from fastcifar.augment.philox import Draws, below
+from fastcifar.augment.policy import Policy
+from fastcifar.augment.reference import augment
+from fastcifar.runtime.errors import UserError
 
 IGNORE = -100
 """Label of an image that only pads a batch; `torch.nn.functional.cross_entropy` ignores it by default."""
@@ -25,6 +23,7 @@ def load_batch(
     batch_size: int,
     policy: Policy,
     num_classes: int,
+    dtype: torch.dtype = torch.float32,
     streamed: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Batch number `step` of an order, augmented.
@@ -37,10 +36,11 @@ def load_batch(
         state: (3,) int64: seed, epoch, step. It lies on the device, so that a captured graph reads what is newest.
         batch_size: B.
         num_classes: K.
+        dtype: of the images that are made: float32, float16 or bfloat16.
         streamed: the images are not all on the device. Labels and order are.
 
     Returns:
-        Images (B, C, h, w) in channels-last memory and the policy's dtype. Targets: labels (B,) int64, or where the policy
+        Images (B, C, h, w) in channels-last memory and `dtype`. Targets: labels (B,) int64, or where the policy
         mixes images their probabilities (B, K) float32.
 
     Raises:
@@ -55,22 +55,16 @@ def load_batch(
     label = torch.where(present, labels[index], IGNORE)
     if not policy.mixing:
         pixels = images_NHWC if streamed else images_NHWC.index_select(0, index)
-        return augment(pixels, index, epoch=epoch, seed=seed, policy=policy), label
+        return augment(pixels, index, epoch=epoch, seed=seed, policy=policy, dtype=dtype), label
 
-    words = philox4x32(seed, index, epoch, int(Stream.MIX))
-    partner = below(words[0], len(labels))
-    plain = replace(policy, transforms=policy.per_image, dtype="float32")
-    own, other = (augment(images_NHWC.index_select(0, i), i, epoch=epoch, seed=seed, policy=plain) for i in (index, partner))
-    weight = symmetric_beta(words[1], words[2], policy.mixing.alpha)
-    if isinstance(policy.mixing, CutMix):
-        boxes = cut_mix_boxes(philox4x32(seed, index, epoch, int(Stream.MIX_BOX)), weight, tuple(own.shape[2:]))
-        weight = 1 - (boxes[:, 2] * boxes[:, 3]).double() / (own.shape[2] * own.shape[3])
-        mixed = torch.where(inside_boxes(boxes, own.shape), other, own)
-    else:
-        mixed = other + weight.float()[:, None, None, None] * (own - other)
+    draws = Draws(seed, epoch, index, policy.mixing.streams)
+    partner = below(draws.words(policy.mixing.streams[0])[0], len(labels))
+    how = {"epoch": epoch, "seed": seed, "policy": Policy(policy.per_image), "dtype": torch.float32}
+    own, other = (augment(images_NHWC.index_select(0, i), i, **how) for i in (index, partner))
+    mixed, weight = policy.mixing.mix(own, other, draws)
     weight, classes = weight.float()[:, None], torch.arange(num_classes, device=order.device)
     targets = weight * (label[:, None] == classes) + (1 - weight) * (labels[partner][:, None] == classes)
-    return mixed.to(getattr(torch, policy.dtype)).contiguous(memory_format=torch.channels_last), targets
+    return mixed.to(dtype).contiguous(memory_format=torch.channels_last), targets
 
 
 def refuse_mixing(policy: Policy) -> None:
@@ -78,27 +72,5 @@ def refuse_mixing(policy: Policy) -> None:
     if policy.mixing:
         raise UserError(
             f"{type(policy.mixing).__name__} takes partners from the whole data set, which a streamed batch has not; "
-            "leave it out, or use --loader resident"
+            "leave it out, or use `loader=resident`"
         )
-
-
-def symmetric_beta(radius: torch.Tensor, angle: torch.Tensor, alpha: float) -> torch.Tensor:
-    """Draws from Beta(alpha, alpha), float64, from two words each; any alpha above 0, no rejection.
-
-    t / sqrt(2 alpha + t**2) of Student's t with 2 alpha degrees of freedom, by Bailey's polar method. Devroye, Random Variate
-    Generation in One Line of Code, 1996.
-    """
-    cos = torch.cos(uniform(angle).double() * (2 * torch.pi))
-    spread = torch.exp(torch.log(1 - uniform(radius).double()) * (-1 / alpha)) - 1
-    return 0.5 + torch.where(cos < 0, -0.5, 0.5) / torch.sqrt(1 + 1 / (spread * cos * cos))
-
-
-def cut_mix_boxes(words: Words, weight: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """The partner's rectangles, (B, 4) int64: top, left, height, width, clipped to the image, as torchvision's CutMix."""
-    half = 0.5 * torch.sqrt(1 - weight)
-    edges = []
-    for word, length in zip(words[:2], size, strict=True):
-        centre, reach = below(word, length), (half * length).long()
-        edges.append(((centre - reach).clamp(min=0), (centre + reach).clamp(max=length)))
-    (top, bottom), (left, right) = edges
-    return torch.stack([top, left, bottom - top, right - left], dim=1)

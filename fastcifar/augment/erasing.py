@@ -1,12 +1,13 @@
 """Random erasing on its own: a module in place of torchvision's, one Triton kernel, and its PyTorch twin.
 
-    from fastcifar.augment.erasing import RandomErasing
+    import fastcifar as fc
 
-    erase = RandomErasing(p=0.5, scale=(0.02, 0.2), mean=0.5, std=0.5)
+    erase = fc.RandomErasing(p=0.5, scale=(0.02, 0.2), mean=0.5, std=0.5)
     images = erase(images)  # (B, 3, 32, 32) uint8 -> normalised, erased, bfloat16
 
 The rule is torchvision's, for each image of a batch: with probability p, up to ten attempts at an area uniform in `scale` and
-a ratio height / width log-uniform in `ratio`; the first box smaller than the image is overwritten (`reference.erasing_boxes`).
+a ratio height / width log-uniform in `ratio`; the first box smaller than the image is overwritten
+(`transforms.erasing.erasing_boxes`).
 Zhong et al., Random Erasing Data Augmentation, 2017 (https://arxiv.org/abs/1708.04896).
 
 Box k of an image is drawn from Philox with the module's seed and the counter (position in the batch, call, stream, k).
@@ -17,16 +18,18 @@ channels-last memory as B planes of H rows of W * C elements.
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from numbers import Number
 
 import torch
 import triton
 import triton.language as tl
 
-from fastcifar.augment import philox, policy
-from fastcifar.augment.kernels import ERASING_NOISE, draw_words, erasing_box, normals
-from fastcifar.augment.philox import MASK, Stream, philox4x32
-from fastcifar.augment.reference import erasing_boxes, to_float
+from fastcifar.augment import device, philox, transforms
+from fastcifar.augment.constants import Constants, transform_constants
+from fastcifar.augment.philox import MASK, philox4x32
+from fastcifar.augment.transforms.base import to_float
+from fastcifar.augment.transforms.erasing import NOISE_STREAM, erasing_boxes
 
 DTYPES = torch.float32, torch.float16, torch.bfloat16
 
@@ -34,7 +37,7 @@ TILE = 1024
 """Elements copied at once by one warp: enough loads in flight to hide the memory's latency."""
 BAND = 8192
 """Elements of an image that one warp copies, at least; larger images are shared by several warps."""
-FILL_ROWS, FILL_COLUMNS = tl.constexpr(8), tl.constexpr(16)
+FILL_ROWS, FILL_COLUMNS = 8, 16
 """Pixels of a box that are filled at once; the boxes of 32 x 32 images are mostly smaller than two such tiles."""
 
 
@@ -48,102 +51,137 @@ def _of_channel(VALUES: tl.constexpr, channel):
 
 
 @triton.jit
-def _copy(
-    images_ptr, out_ptr, sample, top_row, end_row, boxes, COUNT: tl.constexpr, VALUE: tl.constexpr, NOISE: tl.constexpr,
-    NORMALIZE: tl.constexpr, UNIT: tl.constexpr, MEAN: tl.constexpr, INVERSE_STD: tl.constexpr,
-    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PLANES: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
-):  # fmt: skip
+def _copy(images_ptr, out_ptr, sample, top_row, end_row, boxes, E: tl.constexpr):
     """A band of a dense image, in memory order: normalised, cast, and a constant selected inside of the boxes."""
-    INTERLEAVED: tl.constexpr = C // PLANES
-    WIDTH: tl.constexpr = W * INTERLEAVED
-    rows, columns = tl.arange(0, BLOCK_ROWS)[:, None], tl.arange(0, BLOCK_COLUMNS)[None, :]
-    for plane in range(PLANES):
-        first_row = (sample.to(tl.int64) * PLANES + plane) * H
-        for row in range(top_row, end_row, BLOCK_ROWS):
-            for column in range(0, WIDTH, BLOCK_COLUMNS):
+    FILL: tl.constexpr = E.fill
+    MEAN: tl.constexpr = E.mean
+    INVERSE_STD: tl.constexpr = E.inverse_std
+    INTERLEAVED: tl.constexpr = E.channels // E.planes
+    WIDTH: tl.constexpr = E.width * INTERLEAVED
+    rows, columns = tl.arange(0, E.block_rows)[:, None], tl.arange(0, E.block_columns)[None, :]
+    for plane in range(E.planes):
+        first_row = (sample.to(tl.int64) * E.planes + plane) * E.height
+        for row in range(top_row, end_row, E.block_rows):
+            for column in range(0, WIDTH, E.block_columns):
                 y, x = row + rows, (column + columns) // INTERLEAVED
-                channel = (column + columns) % C if PLANES == 1 else tl.zeros_like(columns) + plane
+                channel = (column + columns) % E.channels if E.planes == 1 else tl.zeros_like(columns) + plane
                 offsets = ((first_row + row) * WIDTH + column) + (rows * WIDTH + columns)
-                mask = (y < H) & (column + columns < WIDTH)
+                mask = (y < E.height) & (column + columns < WIDTH)
                 pixels = tl.load(images_ptr + offsets, mask)
-                if NORMALIZE:
-                    pixels = pixels.to(tl.float32) * UNIT - _of_channel(MEAN, channel)
+                if E.normalizes:
+                    pixels = pixels.to(tl.float32) * E.unit - _of_channel(MEAN, channel)
                     pixels = pixels * _of_channel(INVERSE_STD, channel)
                 pixels = pixels.to(out_ptr.dtype.element_ty)
-                if not NOISE:
-                    value = _of_channel(VALUE, channel).to(pixels.dtype)
-                    for k in tl.static_range(COUNT):
-                        top, left, tall, wide = boxes[k]
-                        inside = ((y >= top) & (y < top + tall)) & ((x >= left) & (x < left + wide))
-                        pixels = tl.where(inside, value, pixels)
+                if not E.noise:
+                    fill = _of_channel(FILL, channel).to(pixels.dtype)
+                    for k in tl.static_range(len(boxes)):
+                        top, left, height, width = boxes[k]
+                        inside = ((y >= top) & (y < top + height)) & ((x >= left) & (x < left + width))  # rows x columns
+                        pixels = tl.where(inside, fill, pixels)
                 tl.store(out_ptr + offsets, pixels, mask)
 
 
 @triton.jit
 def _fill(
-    out_ptr, channel_stride, row_stride, column_stride, sample, seed, call, top, left, bottom, right,
-    VALUE: tl.constexpr, NOISE: tl.constexpr, C: tl.constexpr, W: tl.constexpr,
+    out_ptr, channel_stride, row_stride, column_stride, sample, seed, call, top, left, bottom, right, E: tl.constexpr
 ):  # fmt: skip
     """Rows `top` to `bottom` and columns `left` to `right`, without the last, of the image at `out_ptr`."""
-    GROUPS: tl.constexpr = (C + 3) // 4
-    rows, columns = tl.arange(0, FILL_ROWS)[:, None], tl.arange(0, FILL_COLUMNS)[None, :]
-    for row in range(top, bottom, FILL_ROWS):
-        for column in range(left, right, FILL_COLUMNS):
+    FILL: tl.constexpr = E.fill
+    GROUPS: tl.constexpr = (E.channels + 3) // 4
+    rows, columns = tl.arange(0, E.fill_rows)[:, None], tl.arange(0, E.fill_columns)[None, :]
+    for row in range(top, bottom, E.fill_rows):
+        for column in range(left, right, E.fill_columns):
             y, x = row + rows, column + columns
             mask = (y < bottom) & (x < right)
             pixel_ptr = out_ptr + (y.to(tl.int64) * row_stride + x.to(tl.int64) * column_stride)
             for group in range(GROUPS):
-                if NOISE:
-                    number = (y * W + x) * GROUPS + group
+                if E.noise:
+                    number = (y * E.width + x) * GROUPS + group
                     zero = tl.zeros_like(number)
-                    words = tl.philox(seed, zero + sample, zero + call.to(tl.int32), zero + ERASING_NOISE, number)
-                    noise = normals(words[0], words[1], words[2], words[3])
+                    words = tl.philox(seed, zero + sample, zero + call.to(tl.int32), zero + E.box.noise_stream, number)
+                    noise = device.normals(words[0], words[1], words[2], words[3])
                 for j in tl.static_range(4):
                     channel = group * 4 + j
-                    if channel < C:
-                        value = noise[j] if NOISE else _of_channel(VALUE, tl.zeros_like(mask.to(tl.int32)) + channel)
-                        value = value.to(out_ptr.dtype.element_ty)
-                        tl.store(pixel_ptr + tl.cast(channel, tl.int64) * channel_stride, value, mask)
+                    if channel < E.channels:
+                        fill = noise[j] if E.noise else _of_channel(FILL, tl.zeros_like(mask.to(tl.int32)) + channel)
+                        fill = fill.to(out_ptr.dtype.element_ty)
+                        tl.store(pixel_ptr + tl.cast(channel, tl.int64) * channel_stride, fill, mask)
 
 
 @triton.jit
 def _erasing_kernel(
-    images_ptr, out_ptr, state_ptr, sample_stride, channel_stride, row_stride, column_stride,
-    P: tl.constexpr, AREA_LOW: tl.constexpr, AREA_HIGH: tl.constexpr, LOG_LOW: tl.constexpr, LOG_HIGH: tl.constexpr,
-    COUNT: tl.constexpr, VALUE: tl.constexpr, NOISE: tl.constexpr, COPY: tl.constexpr,
-    NORMALIZE: tl.constexpr, UNIT: tl.constexpr, MEAN: tl.constexpr, INVERSE_STD: tl.constexpr,
-    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PLANES: tl.constexpr,
-    BAND_ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    images_ptr, out_ptr, state_ptr, sample_stride, channel_stride, row_stride, column_stride, E: tl.constexpr
 ):  # fmt: skip
-    """One warp for each band of rows of each image: copies it (COPY), then erases its part of the boxes.
+    """One warp for each band of rows of each image: copies it (E.copies), then erases its part of the boxes.
 
     A copy of dense images selects a constant in passing. Noise, and everything in place, is written to the boxes alone, by
-    the strides of `out_ptr`.
+    the strides of `out_ptr`. E: see `specialize`.
     """
-    sample, top_row = tl.program_id(0), tl.program_id(1) * BAND_ROWS
-    end_row = tl.minimum(top_row + BAND_ROWS, H)
+    sample, top_row = tl.program_id(0), tl.program_id(1) * E.band_rows
+    end_row = tl.minimum(top_row + E.band_rows, E.height)
     seed, call = tl.load(state_ptr), tl.load(state_ptr + 1)
+    BOX: tl.constexpr = E.box
+    COUNT: tl.constexpr = E.count
     boxes = ()
     for k in tl.static_range(COUNT):
-        lane, words = draw_words(seed, sample, call, k)
-        boxes = boxes + (erasing_box(lane, words, P, AREA_LOW, AREA_HIGH, LOG_LOW, LOG_HIGH, H, W),)  # noqa: RUF005
-    if COPY:
-        _copy(
-            images_ptr, out_ptr, sample, top_row, end_row, boxes, COUNT, VALUE, NOISE, NORMALIZE, UNIT, MEAN, INVERSE_STD,
-            C, H, W, PLANES, BLOCK_ROWS, BLOCK_COLUMNS,
-        )  # fmt: skip
-    if NOISE or not COPY:
-        if COPY:
+        lane, words = device.draw_words(seed, sample, call, k)
+        boxes = boxes + (BOX.kernel_draw(BOX, (), lane, words),)  # noqa: RUF005 (Triton)
+    if E.copies:
+        _copy(images_ptr, out_ptr, sample, top_row, end_row, boxes, E)
+    if E.noise or not E.copies:
+        if E.copies:
             tl.debug_barrier()  # a thread overwrites pixels that others have copied
         image_ptr = out_ptr + sample.to(tl.int64) * sample_stride
         for k in tl.static_range(COUNT):
-            top, left, tall, wide = boxes[k]
-            first, last = tl.maximum(top, top_row), tl.minimum(top + tall, end_row)
+            top, left, height, width = boxes[k]
+            first, last = tl.maximum(top, top_row), tl.minimum(top + height, end_row)
             _fill(
                 image_ptr, channel_stride, row_stride, column_stride, sample, seed, call,
-                first, left, last, left + wide, VALUE, NOISE, C, W,
+                first, left, last, left + width, E,
             )  # fmt: skip
+
+
+@cache
+def specialize(
+    shape: tuple[int, int, int],
+    planes: int,
+    p: float,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    value: tuple[float, ...],
+    count: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    unit: float,
+    copies: bool,
+) -> Constants:
+    """What the kernel is compiled for, for images of `shape` (C, H, W) and the arguments of `launch`."""
+    channels, height, width = shape
+    row = width * channels // planes
+    widest = row & -row  # the largest power of two that divides a row: blocks of that width waste no lane
+    block_columns = min(widest, TILE) if widest >= 16 else min(triton.next_power_of_2(row), 32)
+    block_rows = min(triton.next_power_of_2(height), TILE // block_columns)
+    return Constants(
+        "Erasing",
+        box=transform_constants(transforms.RandomErasing(p, scale, ratio), height, width, channels),
+        count=count,
+        channels=channels,
+        height=height,
+        width=width,
+        planes=planes,
+        noise=not value,
+        fill=value or (0.0,),
+        copies=copies,
+        normalizes=bool(mean),
+        unit=unit,
+        mean=mean or (0.0,),
+        inverse_std=tuple(1 / s for s in std) or (1.0,),
+        band_rows=block_rows * max(1, BAND // (block_rows * row * planes)),
+        block_rows=block_rows,
+        block_columns=block_columns,
+        fill_rows=FILL_ROWS,
+        fill_columns=FILL_COLUMNS,
+    )
 
 
 def launch(
@@ -172,20 +210,12 @@ def launch(
     if not images.numel():
         return
     planes = channels if out.is_contiguous() else 1
-    row = width * channels // planes
-    widest = row & -row  # the largest power of two that divides a row: blocks of that width waste no lane
-    block_columns = min(widest, TILE) if widest >= 16 else min(triton.next_power_of_2(row), 32)
-    block_rows = min(triton.next_power_of_2(height), TILE // block_columns)
-    band_rows = block_rows * max(1, BAND // (block_rows * row * planes))
+    box = p, tuple(scale), tuple(ratio), tuple(value), count
+    unit = 1 / 255 if images.dtype == torch.uint8 else 1.0
+    constants = specialize((channels, height, width), planes, *box, tuple(mean), tuple(std), unit, images is not out)
     with torch.cuda.device_of(images):  # Triton launches on the current device
-        _erasing_kernel[(batch, triton.cdiv(height, band_rows))](
-            images, out, state, *out.stride(),
-            P=p, AREA_LOW=scale[0], AREA_HIGH=scale[1], LOG_LOW=math.log(ratio[0]), LOG_HIGH=math.log(ratio[1]),
-            COUNT=count, VALUE=tuple(value) or (0.0,), NOISE=not value,
-            COPY=images is not out, NORMALIZE=bool(mean), UNIT=1 / 255 if images.dtype == torch.uint8 else 1.0,
-            MEAN=tuple(mean) or (0.0,), INVERSE_STD=tuple(1 / s for s in std) or (1.0,),
-            C=channels, H=height, W=width, PLANES=planes,
-            BAND_ROWS=band_rows, BLOCK_ROWS=block_rows, BLOCK_COLUMNS=block_columns,
+        _erasing_kernel[(batch, triton.cdiv(height, constants.band_rows))](
+            images, out, state, *out.stride(), E=constants,
             num_warps=1, enable_fp_fusion=False,  # fused, a side could round to another pixel than the twin's
         )  # fmt: skip
 
@@ -219,7 +249,7 @@ def twin(
         channels, width = images.shape[1], images.shape[3]
         groups = math.ceil(channels / 4)
         group = (y * width + x)[:, None] * groups + torch.arange(groups, device=images.device)
-        words = philox4x32(seed, sample[:, None], call, int(Stream.ERASING_NOISE), group)
+        words = philox4x32(seed, sample[:, None], call, NOISE_STREAM, group)
         fill = philox.normals(words).flatten(1)[:, :channels]
     out[sample, :, y, x] = fill.to(out.dtype)
 
@@ -236,7 +266,7 @@ def draw_boxes(
 ) -> torch.Tensor:
     """The boxes of a batch of `shape` (B, C, H, W): (B, count, 4) int64, top, left, height, width; 0 high where none."""
     index, box = torch.arange(shape[0], device=device)[:, None, None], torch.arange(count, device=device)[:, None]
-    streams = torch.tensor(policy.RandomErasing.streams, device=device)
+    streams = torch.tensor(transforms.RandomErasing.streams, device=device)
     whether, *_ = words = philox4x32(seed, index, call, streams, box)  # (B, count, 1 + attempts)
     boxes = erasing_boxes([word[..., 1:].flatten(0, 1) for word in words], scale, ratio, tuple(shape[2:]))
     return boxes.view(-1, count, 4) * (philox.uniform(whether[..., :1]) < p)
@@ -244,9 +274,9 @@ def draw_boxes(
 
 def _inside(boxes: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     """(B, H, W) bool: the pixels in any of an image's boxes."""
-    top, left, tall, wide = boxes[..., None].unbind(2)
+    top, left, height, width = boxes[..., None].unbind(2)
     y, x = (torch.arange(size, device=boxes.device) for size in shape[2:])
-    rows, columns = (y >= top) & (y < top + tall), (x >= left) & (x < left + wide)
+    rows, columns = (y >= top) & (y < top + height), (x >= left) & (x < left + width)
     return (rows[..., None] & columns[:, :, None]).any(1)
 
 
@@ -302,7 +332,7 @@ def _random_erasing_(
     _erase(images, images, state, p, scale, ratio, value, count)
 
 
-class RandomErasing(torch.nn.Module):
+class BatchRandomErasing(torch.nn.Module):
     """torchvision's RandomErasing for a whole batch, each image with its own draws, in training and evaluation alike.
 
     Its seed and the number of calls are a buffer, which moves to the device of the images, so that nothing waits for the
@@ -404,7 +434,7 @@ KINDS = {
 }
 
 
-def _check(module: RandomErasing) -> None:
+def _check(module: BatchRandomErasing) -> None:
     """Wrong types are refused as by torchvision, impossible values as in a policy."""
     for name, (kind, words) in KINDS.items():
         argument = getattr(module, name)
@@ -413,7 +443,7 @@ def _check(module: RandomErasing) -> None:
     if module.dtype not in (None, *DTYPES):
         raise TypeError(f"RandomErasing: dtype = {module.dtype}: must be one of {', '.join(map(str, DTYPES))}")
     value, mean, std = (tuple(v) if isinstance(v, list) else v for v in (module.value, module.mean, module.std))
-    policy.RandomErasing(module.p, tuple(module.scale), tuple(module.ratio), value)
+    transforms.RandomErasing(module.p, tuple(module.scale), tuple(module.ratio), value)
     if value == ():
         raise ValueError("RandomErasing: value = (): must hold a number")
     if module.count < 1:
@@ -421,7 +451,7 @@ def _check(module: RandomErasing) -> None:
     if (mean is None) != (std is None):
         raise ValueError(f"RandomErasing: mean = {mean}, std = {std}: must be given both or neither")
     if mean is not None:
-        policy.Normalize(mean, std)
+        transforms.Normalize(mean, std)
     if module.inplace and (mean is not None or module.dtype is not None):
         raise ValueError("RandomErasing: inplace = True: must come without mean, std and dtype, which make a copy")
 
@@ -438,3 +468,7 @@ def _check_images(images: torch.Tensor, **values: list[float]) -> None:
     for name, numbers in values.items():
         if len(numbers) > 1 and len(numbers) != channels:
             raise ValueError(f"RandomErasing: {name} = {numbers}: has {len(numbers)} values for images of {channels} channels")
+
+
+RandomErasing = BatchRandomErasing
+"""`fastcifar.RandomErasing`, torchvision's by name and arguments; the one of policies is `fastcifar.augment.RandomErasing`."""

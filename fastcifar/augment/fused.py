@@ -1,46 +1,38 @@
 """A whole policy in one Triton kernel: from indices into the resident data set to the training batch.
 
 One program makes one image. It draws its parameters, reads 3,072 bytes and writes 6,144, for 32x32 pixels in bf16; what a
-transform does is in `transforms.py`. MixUp and CutMix are part of the same pass: a second look at another uint8 image is
-3,072 bytes, a second pass over the finished batch would be 18,432.
+transform does is in its own file, in `transforms/`. MixUp and CutMix are part of the same pass: a second look at another
+uint8 image is 3,072 bytes, a second pass over the finished batch would be 18,432.
 
-Legend: B images a batch, N in the data set, H x W pixels in, OUT_H x OUT_W out, C channels.
+Legend: B images a batch, N in the data set, H x W pixels in, h x w out, C channels.
 """
 
+import math
 from functools import cache
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from fastcifar.augment import kernels as device
-from fastcifar.augment import policy as p
-from fastcifar.augment import transforms
+from fastcifar.augment import device
 from fastcifar.augment.batch import IGNORE, refuse_mixing
+from fastcifar.augment.constants import Constants, policy_constants
+from fastcifar.augment.policy import Policy
 
-MIX_UP, CUT_MIX = tl.constexpr(1), tl.constexpr(2)
-MIX_STREAM = transforms.MIX_STREAM
-IGNORED = tl.constexpr(IGNORE)
+DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 
 
 @triton.jit
-def _output(
-    own, partner, weight, box, y, x, mask, POLICY: tl.constexpr, MIX: tl.constexpr,
-    W: tl.constexpr, C: tl.constexpr, c: tl.constexpr,
-):  # fmt: skip
-    """(red, green, blue) float32 of an output pixel; `own` and `partner` are (image_ptr, key, params)."""
-    red, green, blue = transforms.value(own[0], own[1], own[2], y, x, mask, POLICY, len(POLICY), W, C, c)
-    if MIX == 0:
+def _output(P: tl.constexpr, own, partner, drawn, y, x, mask, c: tl.constexpr):
+    """(red, green, blue) float32 of an output pixel; `own` and `partner` are images as of `device.value`."""
+    LAST: tl.constexpr = P.last
+    MIXING: tl.constexpr = P.mixing
+    red, green, blue = device.value(LAST, own, y, x, mask, c)
+    if MIXING is None:
         return red, green, blue
     else:
-        r, g, b = transforms.value(partner[0], partner[1], partner[2], y, x, mask, POLICY, len(POLICY), W, C, c)
-        if MIX == MIX_UP:
-            return r + weight * (red - r), g + weight * (green - g), b + weight * (blue - b)
-        else:
-            top, left, tall, wide = box
-            inside = (y >= top) & (y < top + tall) & (x >= left) & (x < left + wide)
-            return transforms.choose(inside, r, g, b, red, green, blue)
+        r, g, b = device.value(LAST, partner, y, x, mask, c)
+        return MIXING.kernel_mix(MIXING, drawn, y, x, red, green, blue, r, g, b)
 
 
 @triton.jit
@@ -62,74 +54,65 @@ def _store_triples(out_ptr, n, a, b, c, mask, BLOCK: tl.constexpr):
 @triton.jit(do_not_specialize=["length", "count"])
 def _augment_kernel(
     images_ptr, labels_ptr, order_ptr, state_ptr, out_ptr, targets_ptr, length, count,
-    POLICY: tl.constexpr, MIX: tl.constexpr, ALPHA: tl.constexpr, CLASSES: tl.constexpr, CLASS_BLOCK: tl.constexpr,
-    H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, OUT_H: tl.constexpr, OUT_W: tl.constexpr,
-    DTYPE: tl.constexpr, PACKED: tl.constexpr, BLOCK: tl.constexpr, STREAMED: tl.constexpr,
+    P: tl.constexpr, STREAMED: tl.constexpr,
 ):  # fmt: skip
     """images_ptr (N, H, W, C) uint8, order_ptr (length,) int64, state_ptr: seed, epoch, step -> out_ptr (B, h, w, C).
 
-    If STREAMED, images_ptr is (B, H, W, C), the batch's own.
+    If STREAMED, images_ptr is (B, H, W, C), the batch's own. P: see `specialize`.
     """
+    BLOCK: tl.constexpr = P.block
+    PIXELS: tl.constexpr = P.height * P.width
+    C: tl.constexpr = P.channels
+    LAST: tl.constexpr = P.last
+    MIXING: tl.constexpr = P.mixing
     row = tl.program_id(0)
     seed, epoch, step = tl.load(state_ptr), tl.load(state_ptr + 1), tl.load(state_ptr + 2)
     position = step * tl.num_programs(0) + row
     present = position < length
     sample = tl.load(order_ptr + position, mask=present, other=0)
-    label = tl.where(present, tl.load(labels_ptr + sample), IGNORED)
+    label = tl.where(present, tl.load(labels_ptr + sample), P.ignored)
     lane, words = device.draw_words(seed, sample, epoch, 0)
     image = row.to(tl.int64) if STREAMED else sample
-    key, image_ptr = (seed, sample, epoch), images_ptr + image * (H * W * C)
-    own = (image_ptr, key, transforms.parameters(image_ptr, key, lane, words, POLICY, len(POLICY), W, C, BLOCK))
+    key, image_ptr = (seed, sample, epoch), images_ptr + image * P.image_bytes
+    own = (image_ptr, key, device.parameters(LAST, image_ptr, key, lane, words))
 
-    if MIX == 0:
-        partner, weight, box = own, 1.0, (0, 0, 0, 0)
+    if MIXING is None:
+        partner, drawn = own, ()
         tl.store(targets_ptr + row, label)
     else:
-        other = (tl.umulhi(device.pick(lane, words[0], MIX_STREAM), count.to(tl.uint32))).to(tl.int64)
+        other = tl.umulhi(device.pick(lane, words[0], MIXING.stream), count.to(tl.uint32)).to(tl.int64)
         other_lane, other_words = device.draw_words(seed, other, epoch, 0)
-        key, image_ptr = (seed, other, epoch), images_ptr + other * (H * W * C)
-        partner = (
-            image_ptr,
-            key,
-            transforms.parameters(image_ptr, key, other_lane, other_words, POLICY, len(POLICY), W, C, BLOCK),
-        )
-        exact_weight = transforms.mix_weight(lane, words, ALPHA)
-        box = transforms.mix_box(lane, words, exact_weight, OUT_H, OUT_W)
-        if MIX == CUT_MIX:
-            exact_weight = 1.0 - (box[2] * box[3]).to(tl.float64) * (1.0 / (OUT_H * OUT_W))
-        weight = exact_weight.to(tl.float32)
-        classes = tl.arange(0, CLASS_BLOCK)
+        other_key, other_ptr = (seed, other, epoch), images_ptr + other * P.image_bytes
+        partner = (other_ptr, other_key, device.parameters(LAST, other_ptr, other_key, other_lane, other_words))
+        weight, drawn = MIXING.kernel_draw(MIXING, own, lane, words)
+        classes = tl.arange(0, P.class_block)
         target = tl.where(classes == label, weight, 0.0) + tl.where(classes == tl.load(labels_ptr + other), 1.0 - weight, 0.0)
-        tl.store(targets_ptr + row.to(tl.int64) * CLASSES + classes, target, mask=classes < CLASSES)
+        tl.store(targets_ptr + row.to(tl.int64) * P.classes + classes, target, mask=classes < P.classes)
 
-    PIXELS: tl.constexpr = OUT_H * OUT_W
-    STEP: tl.constexpr = 3 if C == 3 else 1
-    if PACKED:
+    if P.packed:
         out_ptr += row.to(tl.int64) * (PIXELS * C // 2)
         for start in range(0, PIXELS // 2, BLOCK // 2):
             pair = start + tl.arange(0, BLOCK // 2)
             mask = pair < PIXELS // 2
-            y0, x0, y1, x1 = pair * 2 // OUT_W, pair * 2 % OUT_W, (pair * 2 + 1) // OUT_W, (pair * 2 + 1) % OUT_W
-            r0, g0, b0 = _output(own, partner, weight, box, y0, x0, mask, POLICY, MIX, W, C, 0)
-            r1, g1, b1 = _output(own, partner, weight, box, y1, x1, mask, POLICY, MIX, W, C, 0)
+            y0, x0, y1, x1 = pair * 2 // P.width, pair * 2 % P.width, (pair * 2 + 1) // P.width, (pair * 2 + 1) % P.width
+            r0, g0, b0 = _output(P, own, partner, drawn, y0, x0, mask, 0)
+            r1, g1, b1 = _output(P, own, partner, drawn, y1, x1, mask, 0)
             if C == 3:
-                first, second, third = _pack(r0, g0, DTYPE), _pack(b0, r1, DTYPE), _pack(g1, b1, DTYPE)
+                first, second, third = _pack(r0, g0, P.dtype), _pack(b0, r1, P.dtype), _pack(g1, b1, P.dtype)
                 _store_triples(out_ptr, pair, first, second, third, mask, BLOCK // 2)
             else:
-                tl.store(out_ptr + pair, _pack(r0, r1, DTYPE), mask=mask)
+                tl.store(out_ptr + pair, _pack(r0, r1, P.dtype), mask=mask)
     else:
         out_ptr += row.to(tl.int64) * (PIXELS * C)
         for start in range(0, PIXELS, BLOCK):
             pixel = start + tl.arange(0, BLOCK)
             mask = pixel < PIXELS
-            for c in tl.static_range(0, C, STEP):
-                red, green, blue = _output(
-                    own, partner, weight, box, pixel // OUT_W, pixel % OUT_W, mask, POLICY, MIX, W, C, c
-                )
+            for c in tl.static_range(0, C, 3 if C == 3 else 1):
+                red, green, blue = _output(P, own, partner, drawn, pixel // P.width, pixel % P.width, mask, c)
                 if C == 3:
-                    _store_triples(out_ptr, pixel, red.to(DTYPE), green.to(DTYPE), blue.to(DTYPE), mask, BLOCK)
+                    _store_triples(out_ptr, pixel, red.to(P.dtype), green.to(P.dtype), blue.to(P.dtype), mask, BLOCK)
                 else:
-                    tl.store(out_ptr + pixel * C + c, red.to(DTYPE), mask=mask)
+                    tl.store(out_ptr + pixel * C + c, red.to(P.dtype), mask=mask)
 
 
 def load_batch(
@@ -139,8 +122,9 @@ def load_batch(
     state: torch.Tensor,
     *,
     batch_size: int,
-    policy: p.Policy,
+    policy: Policy,
     num_classes: int,
+    dtype: torch.dtype = torch.float32,
     streamed: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Batch number `step` of an order, augmented, in one launch; arguments and results are those of `batch.load_batch`.
@@ -149,50 +133,49 @@ def load_batch(
     """
     if streamed:
         refuse_mixing(policy)
-    constants, options = specialize(policy, tuple(images_NHWC.shape[1:]), batch_size, num_classes)
-    images = torch.empty(
-        (batch_size, constants["OUT_H"], constants["OUT_W"], constants["C"]),
-        dtype=getattr(torch, policy.dtype),
-        device=images_NHWC.device,
-    )
+    constants, warps = specialize(policy, tuple(images_NHWC.shape[1:]), batch_size, num_classes, dtype)
+    size = batch_size, constants.height, constants.width, constants.channels
+    images = torch.empty(size, dtype=dtype, device=images_NHWC.device)
     if policy.mixing:
         targets = torch.empty(batch_size, num_classes, dtype=torch.float32, device=images.device)
     else:
         targets = torch.empty(batch_size, dtype=torch.int64, device=images.device)
-    out = images.view(-1).view(torch.int32) if constants["PACKED"] else images
+    out = images.view(-1).view(torch.int32) if constants.packed else images
     with torch.cuda.device_of(images):
         _augment_kernel[(batch_size,)](
-            images_NHWC, labels, order, state, out, targets, len(order), len(labels), STREAMED=streamed, **constants, **options
-        )
+            images_NHWC, labels, order, state, out, targets, len(order), len(labels),
+            P=constants, STREAMED=streamed, num_warps=warps, enable_fp_fusion=True,
+        )  # fmt: skip
     return images.permute(0, 3, 1, 2), targets
 
 
 @cache
 def specialize(
-    policy: p.Policy, image_shape: tuple[int, int, int], batch_size: int, num_classes: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The kernel's constants and launch options for batches of `policy` from images of `image_shape` (H, W, C)."""
-    height, width, channels = image_shape
-    out_height, out_width = policy.output_size(height, width, channels)
-    pixels = out_height * out_width
-    mixing = policy.mixing
+    policy: Policy, image_shape: tuple[int, int, int], batch_size: int, num_classes: int, dtype: torch.dtype = torch.float32
+) -> tuple[Constants, int]:
+    """What the kernel is compiled for, for batches of `policy` from images of `image_shape` (H, W, C), and its warps."""
+    channels = image_shape[2]
+    height, width = policy.output_size(*image_shape)
+    pixels = height * width
     warps = warps_per_image(batch_size)
-    constants = {
-        "POLICY": transforms.encode(policy, height, width, channels),
-        "MIX": {type(None): 0, p.MixUp: MIX_UP.value, p.CutMix: CUT_MIX.value}[type(mixing)],
-        "ALPHA": float(mixing.alpha) if mixing else 1.0,
-        "CLASSES": num_classes if mixing else 1,
-        "CLASS_BLOCK": triton.next_power_of_2(num_classes) if mixing else 1,
-        "H": height,
-        "W": width,
-        "C": channels,
-        "OUT_H": out_height,
-        "OUT_W": out_width,
-        "DTYPE": {"bfloat16": tl.bfloat16, "float16": tl.float16, "float32": tl.float32}[policy.dtype],
-        "PACKED": channels in (1, 3) and policy.dtype != "float32" and pixels * channels % 2 == 0,
-        "BLOCK": min(triton.next_power_of_2(max(pixels, 2)), 256 * warps),
-    }
-    return constants, {"num_warps": warps, "enable_fp_fusion": True}
+    block = min(triton.next_power_of_2(max(pixels, 2)), 256 * warps)
+    last, mixing = policy_constants(policy, *image_shape, block)
+    constants = Constants(
+        "Policy",
+        last=last,
+        mixing=mixing,
+        image_bytes=math.prod(image_shape),
+        height=height,  # of the images that are made
+        width=width,
+        channels=channels,
+        classes=num_classes if mixing else 1,
+        class_block=triton.next_power_of_2(num_classes) if mixing else 1,
+        ignored=IGNORE,
+        dtype=DTYPES[dtype],
+        packed=channels in (1, 3) and dtype != torch.float32 and pixels * channels % 2 == 0,
+        block=block,
+    )
+    return constants, warps
 
 
 def warps_per_image(batch_size: int) -> int:

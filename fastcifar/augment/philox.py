@@ -6,6 +6,7 @@ low half of an int64.
 """
 
 from enum import IntEnum
+from functools import cache
 
 import torch
 
@@ -14,31 +15,17 @@ MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 KEY_STEPS = 0x9E3779B9, 0xBB67AE85
 MASK = 0xFFFFFFFF
 
-ERASING_ATTEMPTS = 10
-
 
 class Stream(IntEnum):
-    """The third counter word: one stream for each transform, so that adding one changes the draws of no other.
+    """The third counter word: each transform has streams of its own, so that adding one changes the draws of no other.
 
-    Beside each, what its four words are for, in order; those left out are not used. `ERASING_ATTEMPT + k` is attempt k, 0
-    to 9. `ERASING_NOISE` alone uses the fourth counter word: group `pixel * ceil(C / 4) + channel // 4` gives the normals
-    of four channels of a pixel. Numbers are part of what a seed means: new transforms take those left free (10 to 15, 27
-    to 31, 33 on), and none changes. The kernels compute the streams below 32 at once, one in each lane of a warp.
+    A transform's numbers stand in its `streams`; those here are of no single transform. Numbers are part of what a seed
+    means: none changes, and a new transform takes free ones (10 to 15, 27 to 31, 33 on). The kernels compute the streams
+    below 32 at once, one in each lane of a warp.
     """
 
     ORDER = 0  # sort key: high word, low word
-    CROP = 1  # top, left
-    FLIP = 2  # whether
-    ALTERNATING_FLIP = 3  # whether in even epochs; drawn with epoch 0
-    JITTER = 4  # brightness, contrast, saturation, order of the three
-    ROTATION = 5  # angle
-    TRANSLATE = 6  # top, left
-    CUTOUT = 7  # centre row, centre column
-    MIX = 8  # partner, two for the weight
-    MIX_BOX = 9  # centre row, centre column
-    ERASING = 16  # whether
-    ERASING_ATTEMPT = 17  # area, log ratio, top, left
-    ERASING_NOISE = 32  # two pairs for the Box-Muller transform
+    ALTERNATING_FLIP = 3  # drawn with epoch 0 in every epoch
 
 
 Words = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -74,9 +61,45 @@ def philox4x32(
     return tuple(torch.broadcast_tensors(c0, *(torch.as_tensor(c, device=sample.device) for c in (c1, c2, c3))))
 
 
+class Draws:
+    """The words of a batch, for several streams, from one call of Philox.
+
+    Attributes:
+        index: (B,) int64, the samples' indices in the data set.
+        epoch: an int or a () int64 tensor.
+    """
+
+    def __init__(
+        self, seed: torch.Tensor | int, epoch: torch.Tensor | int, index: torch.Tensor, streams: tuple[int, ...]
+    ) -> None:
+        self.seed, self.epoch, self.index = seed, epoch, index
+        self.column = {stream: column for column, stream in enumerate(streams)}
+        table = constant(streams, torch.int64, index.device)
+        epochs = torch.where(table == Stream.ALTERNATING_FLIP, 0, epoch)
+        self.table = philox4x32(seed, index[:, None], epochs, table) if streams else ()
+
+    def words(self, stream: int, count: int = 1) -> Words:
+        """The four words of `stream`, each (B,); with `count` those of as many streams from it on, each (B, count)."""
+        first = self.column[stream]
+        if count == 1:
+            return tuple(words[:, first] for words in self.table)
+        return tuple(words[:, first : first + count] for words in self.table)
+
+
+@cache
+def constant(values: tuple, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A tensor of constants, made once: copying it to a GPU waits for the GPU, and is forbidden during graph capture."""
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
 def uniform(word: torch.Tensor) -> torch.Tensor:
     """A word as a float32 in [0, 1): its upper 24 bits times 2**-24, which is exact."""
     return (word >> 8).float() * 2.0**-24
+
+
+def between(word: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """A word as a float64 in [low, high)."""
+    return low + (high - low) * uniform(word).double()
 
 
 def below(word: torch.Tensor, bound: torch.Tensor | int) -> torch.Tensor:
@@ -102,7 +125,7 @@ def epoch_order(seed: int, epoch: int, count: int, device: torch.device | str = 
 
     Samples are sorted by 63 random bits each, so the order depends on nothing but (seed, epoch, count).
     """
-    high, low, _, _ = philox4x32(seed, torch.arange(count, device=device), epoch, int(Stream.ORDER))
+    high, low, _, _ = philox4x32(seed, torch.arange(count, device=device), epoch, Stream.ORDER)
     return torch.argsort((high >> 1 << 32) | low, stable=True)
 
 

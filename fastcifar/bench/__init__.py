@@ -9,8 +9,8 @@ A *subject* (augment) has *cases* (the seed recipe's policy at batch 512), and a
 which take turns: see `race`. Every contestant gives one `Measurement`.
 """
 
-from fastcifar.bench.measurement import Measurement
 from fastcifar.bench.setting import TINY, Size
 from fastcifar.bench.subjects import SUBJECTS, choose_subjects, make_cases, measure, run
+from fastcifar.runtime.measurement import Measurement
 
 __all__ = ["SUBJECTS", "TINY", "Measurement", "Size", "choose_subjects", "make_cases", "measure", "run"]

@@ -1,7 +1,7 @@
 """A contestant in a process of its own, as its users run it.
 
-Some of what makes fastcifar fast is a setting of the whole process (`fastcifar.engine.memory.keep_freed_memory`), which a peer
-in the same process would have too.
+Some of what makes fastcifar fast is a setting of the whole process (`fastcifar.runtime.memory.keep_freed_memory`), which a
+peer in the same process would have too.
 """
 
 import multiprocessing

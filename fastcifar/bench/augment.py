@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fastcifar.augment import policy as p
-from fastcifar.augment.policy import Policy
+from fastcifar import augment as p
+from fastcifar.augment import Policy
 from fastcifar.bench import peers
 from fastcifar.bench.floors import policy_floor
 from fastcifar.bench.race import Case, Contestant, Work
@@ -27,21 +27,23 @@ from fastcifar.data.resident import ResidentLoader
 def cases(setting: Setting) -> list[Case]:
     """Each policy at each batch size."""
     crop, flip, normalize = p.RandomCrop(32, padding=4), p.RandomHorizontalFlip(), p.Normalize(0.5, 0.5)
-    basic = Policy((crop, flip, normalize, p.RandomErasing(p=0.5, scale=(0.02, 0.2))), setting.recipe.augment.dtype)
+    basic = Policy((crop, flip, normalize, p.RandomErasing(p=0.5, scale=(0.02, 0.2))))
     policies = {f"{setting.recipe.name} policy": setting.recipe.augment, "basic policy": basic}
     return [_case(setting, name, policy, batch) for name, policy in policies.items() for batch in setting.batches]
 
 
 def _case(setting: Setting, name: str, policy: Policy, batch: int) -> Case:
-    device, size = setting.device, setting.size
+    device, dtype, size = setting.device, setting.dtype, setting.size
     count, slow = max(past_the_cache(batch * PIXELS, device), whole(size.images, batch)), whole(size.slow_images, batch)
     contestants = [
-        Contestant("fastcifar", functools.partial(ours, policy, batch, count, device), ours=True),
-        Contestant("torchvision v2", functools.partial(v2, policy, batch, slow, device)),
-        Contestant("kornia", functools.partial(kornia, policy, batch, slow, device)),
+        Contestant("fastcifar", functools.partial(ours, policy, batch, count, device, dtype), ours=True),
+        Contestant("torchvision v2", functools.partial(v2, policy, batch, slow, device, dtype)),
+        Contestant("kornia", functools.partial(kornia, policy, batch, slow, device, dtype)),
     ]
     if device.type == "cuda":
-        contestants.insert(1, Contestant("fastcifar captured", functools.partial(graph, policy, batch, count, device), True))
+        contestants.insert(
+            1, Contestant("fastcifar captured", functools.partial(graph, policy, batch, count, device, dtype), True)
+        )
     else:
         contestants.append(Contestant("torchvision PIL", functools.partial(pil, policy, size.slow_images)))
     return Case(
@@ -50,22 +52,22 @@ def _case(setting: Setting, name: str, policy: Policy, batch: int) -> Case:
         batch_size=batch,
         unit="images/s",
         device=device,
-        floor=lambda: policy_floor(policy, device),
+        floor=lambda: policy_floor(policy, dtype, device),
         contestants=tuple(contestants),
         rounds=size.rounds,
     )
 
 
 @contextmanager
-def ours(policy: Policy, batch: int, count: int, device: torch.device) -> Iterator[Work]:
-    loader, run = _loader(policy, batch, count, device)
+def ours(policy: Policy, batch: int, count: int, device: torch.device, dtype: torch.dtype) -> Iterator[Work]:
+    loader, run = _loader(policy, batch, count, device, dtype)
     yield Work(run, count * batch, note=lambda: f"{loader.augment} augmentation")
 
 
 @contextmanager
-def graph(policy: Policy, batch: int, count: int, device: torch.device) -> Iterator[Work]:
+def graph(policy: Policy, batch: int, count: int, device: torch.device, dtype: torch.dtype) -> Iterator[Work]:
     """The kernel alone: each batch has a state of its own, so that nothing moves on between two of them."""
-    loader, _ = _loader(policy, batch, count, device)
+    loader, _ = _loader(policy, batch, count, device, dtype)
     states = [loader.state.clone() for _ in range(count)]
     for position, state in enumerate(states):
         state[2] = position
@@ -80,21 +82,21 @@ def graph(policy: Policy, batch: int, count: int, device: torch.device) -> Itera
 
 
 def _loader(
-    policy: Policy, batch: int, count: int, device: torch.device
+    policy: Policy, batch: int, count: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[ResidentLoader, Callable[[], list[torch.Tensor]]]:
     """A loader of `count` batches, and what makes all of them; they are kept, as memory given back is still in the cache."""
-    loader = ResidentLoader(random_split(count * batch), policy, batch_size=batch, device=device)
+    loader = ResidentLoader(random_split(count * batch), policy, batch_size=batch, device=device, dtype=dtype)
     return loader, lambda: [loader.batch(position)[0] for position in range(count)]
 
 
 @contextmanager
-def v2(policy: Policy, batch: int, count: int, device: torch.device) -> Iterator[Work]:
-    yield _batched(peers.v2_policy(policy), batch, count, device, note=peers.ONE_DRAW)
+def v2(policy: Policy, batch: int, count: int, device: torch.device, dtype: torch.dtype) -> Iterator[Work]:
+    yield _batched(peers.v2_policy(policy, dtype), batch, count, device, note=peers.ONE_DRAW)
 
 
 @contextmanager
-def kornia(policy: Policy, batch: int, count: int, device: torch.device) -> Iterator[Work]:
-    yield _batched(peers.kornia_policy(policy), batch, count, device)
+def kornia(policy: Policy, batch: int, count: int, device: torch.device, dtype: torch.dtype) -> Iterator[Work]:
+    yield _batched(peers.kornia_policy(policy, dtype), batch, count, device)
 
 
 def _batched(apply: peers.Batches, batch: int, count: int, device: torch.device, note: str = "") -> Work:

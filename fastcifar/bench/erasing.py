@@ -16,9 +16,9 @@ import torch
 import torchvision.transforms
 from torchvision.transforms import v2
 
-from fastcifar.augment import policy as p
+from fastcifar import augment as p
+from fastcifar.augment import Policy
 from fastcifar.augment.erasing import RandomErasing, draw_boxes
-from fastcifar.augment.policy import Policy
 from fastcifar.bench import peers
 from fastcifar.bench.floors import Floor, copy_floor, policy_floor
 from fastcifar.bench.race import Case, Contestant, Work
@@ -69,10 +69,10 @@ def _in_place(device: torch.device) -> Mode:
 
 
 def _uint8(setting: Setting) -> Mode:
-    policy = Policy((p.Normalize(0.5, 0.5), p.RandomErasing()), setting.recipe.augment.dtype)
-    ours = functools.partial(RandomErasing, mean=0.5, std=0.5, dtype=getattr(torch, policy.dtype))
-    theirs = {"torchvision v2": lambda: peers.v2_policy(policy), "kornia": lambda: peers.kornia_policy(policy)}
-    return Mode("uint8", torch.uint8, ours, theirs, lambda: policy_floor(policy, setting.device))
+    policy, dtype = Policy((p.Normalize(0.5, 0.5), p.RandomErasing())), setting.dtype
+    ours = functools.partial(RandomErasing, mean=0.5, std=0.5, dtype=dtype)
+    theirs = {"torchvision v2": lambda: peers.v2_policy(policy, dtype), "kornia": lambda: peers.kornia_policy(policy, dtype)}
+    return Mode("uint8", torch.uint8, ours, theirs, lambda: policy_floor(policy, dtype, setting.device))
 
 
 def _float_dtype(device: torch.device) -> torch.dtype:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from fastcifar.augment.policy import Policy
+from fastcifar.augment import Policy
 from fastcifar.bench.setting import SHAPE
-from fastcifar.engine.precision import PRECISIONS, arithmetic
-from fastcifar.profiling.roofline import FLOPS_PER_MAC, Ceilings, measure_ceilings
+from fastcifar.runtime.precision import PRECISIONS, arithmetic
+from fastcifar.runtime.roofline import FLOPS_PER_MAC, Ceilings, measure_ceilings
 
 FLOPS_PER_FORWARD_MAC = 2
 
@@ -40,10 +40,10 @@ def copy_floor(read: int, written: int, device: torch.device) -> Floor:
     return Floor(rate / (read + written), f"{read:,} B read + {written:,} B written an image, copied at {rate / 1e9:.3g} GB/s")
 
 
-def policy_floor(policy: Policy, device: torch.device) -> Floor:
+def policy_floor(policy: Policy, dtype: torch.dtype, device: torch.device) -> Floor:
     """Images/s, of reading uint8 images (and where they are mixed, their partners) and writing them as `policy` says."""
     height, width, channels = SHAPE
-    written = math.prod(policy.output_size(*SHAPE)) * channels * getattr(torch, policy.dtype).itemsize
+    written = math.prod(policy.output_size(*SHAPE)) * channels * dtype.itemsize
     return copy_floor(height * width * channels * (2 if policy.mixing else 1), written, device)
 
 

@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from fastcifar.augment import policy as p
-from fastcifar.augment.policy import Policy
+from fastcifar import augment as p
+from fastcifar.augment import Policy
 from fastcifar.bench import peers
 from fastcifar.bench.floors import policy_floor
 from fastcifar.bench.race import Case, Contestant, Work
@@ -26,47 +26,47 @@ from fastcifar.data.streaming import StreamingLoader
 
 def cases(setting: Setting) -> list[Case]:
     """Each policy at each batch size."""
-    crop_flip = Policy(
-        (p.RandomCrop(32, padding=4), p.RandomHorizontalFlip(), p.Normalize(0.5, 0.5)), setting.recipe.augment.dtype
-    )
+    crop_flip = Policy((p.RandomCrop(32, padding=4), p.RandomHorizontalFlip(), p.Normalize(0.5, 0.5)))
     policies = {"crop+flip": crop_flip, f"{setting.recipe.name} policy": setting.recipe.augment}
     return [_case(setting, name, policy, batch) for name, policy in policies.items() for batch in setting.batches]
 
 
 def _case(setting: Setting, name: str, policy: Policy, batch: int) -> Case:
-    device, size = setting.device, setting.size
+    device, dtype, size = setting.device, setting.dtype, setting.size
     count, slow = (whole(images, batch) * batch for images in (size.images, size.slow_images))
     contestants = [
-        Contestant("fastcifar", functools.partial(resident, policy, batch, count, device), ours=True),
-        Contestant("fastcifar streaming", functools.partial(streaming, policy, batch, count, device), ours=True),
+        Contestant("fastcifar", functools.partial(resident, policy, batch, count, device, setting.dtype), ours=True),
+        Contestant(
+            "fastcifar streaming", functools.partial(streaming, policy, batch, count, device, setting.dtype), ours=True
+        ),
         Contestant("DataLoader, torchvision PIL", functools.partial(pil, policy, batch, slow, device)),
     ]
     if name == "crop+flip":
-        contestants.append(Contestant("FFCV", functools.partial(ffcv, policy.dtype, batch, count, device)))
+        contestants.append(Contestant("FFCV", functools.partial(ffcv, batch, count, device, dtype)))
     return Case(
         subject="loader",
         name=name,
         batch_size=batch,
         unit="images/s",
         device=device,
-        floor=lambda: policy_floor(policy, device),
+        floor=lambda: policy_floor(policy, dtype, device),
         contestants=tuple(contestants),
         rounds=size.rounds,
     )
 
 
 @contextmanager
-def resident(policy: Policy, batch: int, count: int, device: torch.device) -> Iterator[Work]:
-    yield _epochs(ResidentLoader(random_split(count), policy, batch_size=batch, device=device))
+def resident(policy: Policy, batch: int, count: int, device: torch.device, dtype: torch.dtype) -> Iterator[Work]:
+    yield _epochs(ResidentLoader(random_split(count), policy, batch_size=batch, device=device, dtype=dtype))
 
 
 @contextmanager
-def streaming(policy: Policy, batch: int, count: int, device: torch.device) -> Iterator[Work]:
+def streaming(policy: Policy, batch: int, count: int, device: torch.device, dtype: torch.dtype) -> Iterator[Work]:
     peers.require("ffcv")
     if policy.mixing:
         raise peers.Unavailable(f"{type(policy.mixing).__name__} needs a resident data set")
     with _beton(count) as path:
-        loader = StreamingLoader(path, policy, batch_size=batch, device=device)
+        loader = StreamingLoader(path, policy, batch_size=batch, device=device, dtype=dtype)
         yield _epochs(loader)
         loader.close()
 
@@ -95,9 +95,9 @@ def pil(policy: Policy, batch: int, count: int, device: torch.device) -> Iterato
 
 
 @contextmanager
-def ffcv(dtype: str, batch: int, count: int, device: torch.device) -> Iterator[Work]:
+def ffcv(batch: int, count: int, device: torch.device, dtype: torch.dtype) -> Iterator[Work]:
     with _beton(count) as path:
-        loader = peers.ffcv_loader(path, batch, device, getattr(torch, dtype))
+        loader = peers.ffcv_loader(path, batch, device, dtype)
         yield Work(lambda: _exhaust(loader), count, note=lambda: f"{peers.CORES} workers")
 
 

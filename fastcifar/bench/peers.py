@@ -22,7 +22,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from fastcifar.augment.policy import Policy, RandomErasing, Transform, per_channel
+from fastcifar.augment import Policy, RandomErasing
+from fastcifar.augment.transforms.base import Transform, per_channel
 from fastcifar.data.dataset import Split
 
 EXTRAS = {"kornia": "peers", "timm": "peers", "ffcv": "ffcv"}
@@ -83,13 +84,12 @@ def pil_policy(policy: Policy) -> Callable[[Image.Image], torch.Tensor]:
     return torchvision_policy(policy, torchvision.transforms, [torchvision.transforms.ToTensor()], [])
 
 
-def v2_policy(policy: Policy) -> Batches:
+def v2_policy(policy: Policy, dtype: torch.dtype) -> Batches:
     """torchvision's v2 for a whole batch at once, with one draw for all of it, which is less work than one an image."""
-    dtype = v2.ToDtype(getattr(torch, policy.dtype))
-    return torchvision_policy(policy, v2, [v2.ToDtype(torch.float32, scale=True)], [dtype])
+    return torchvision_policy(policy, v2, [v2.ToDtype(torch.float32, scale=True)], [v2.ToDtype(dtype)])
 
 
-def kornia_policy(policy: Policy) -> Batches:
+def kornia_policy(policy: Policy, dtype: torch.dtype) -> Batches:
     """kornia's modules for a whole batch, a draw an image."""
     kornia = require("kornia.augmentation")
     make = {
@@ -104,7 +104,6 @@ def kornia_policy(policy: Policy) -> Batches:
         if type(transform).__name__ not in make:
             raise Unavailable(f"there is no kornia way here for {type(transform).__name__}")
     steps = nn.Sequential(*(make[type(transform).__name__](transform) for transform in policy.transforms))
-    dtype = getattr(torch, policy.dtype)
     return lambda images: steps(images.float().div_(255)).to(dtype)
 
 

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastcifar.bench.peers import Unavailable, data_loader
-from fastcifar.config import Recipe
 from fastcifar.data.dataset import Dataset
 from fastcifar.models import build_model
 from fastcifar.optim.optimizers import OptimizerConfig
+from fastcifar.recipe import Recipe
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(images, labels) to the mean loss."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 
 from fastcifar.bench.floors import Floor
-from fastcifar.bench.measurement import Measurement, figure, speed_ratio
 from fastcifar.bench.peers import Unavailable
-from fastcifar.engine.transfer import Clock
+from fastcifar.runtime.measurement import Measurement, figure, speed_ratio
+from fastcifar.runtime.timing import Clock
 
 
 @dataclass(frozen=True)

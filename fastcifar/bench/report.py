@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fastcifar.bench.measurement import Measurement
-from fastcifar.engine.environment import environment
-from fastcifar.report.console import plain_console
+from fastcifar.display.console import plain_console
+from fastcifar.runtime.environment import environment
+from fastcifar.runtime.measurement import Measurement
 
 COLUMNS = "case", "batch", "variant", "median", "min .. max", "of the floor", "fastcifar is", "warm-up"
 NUMBERS_FROM = 3

@@ -20,14 +20,14 @@ from matplotlib.figure import Figure
 from fastcifar.augment import RandomCrop
 from fastcifar.bench.report import number
 from fastcifar.bench.setting import CLASSES, random_dataset
-from fastcifar.config import Recipe
 from fastcifar.data.dataset import Dataset, Split
-from fastcifar.data.streaming import RESIDENT_SHARE, free_memory
-from fastcifar.engine.distributed import World
+from fastcifar.data.streaming import RESIDENT_SHARE
 from fastcifar.engine.engine import Engine
-from fastcifar.engine.trainer import arithmetic_of
-from fastcifar.engine.transfer import Clock
-from fastcifar.files import replacing
+from fastcifar.recipe import Recipe
+from fastcifar.runtime.distributed import World
+from fastcifar.runtime.files import replacing
+from fastcifar.runtime.memory import free_memory
+from fastcifar.runtime.timing import Clock
 
 CIFAR_IMAGES = 50_000
 UNITS = {
@@ -165,8 +165,7 @@ def _measure(axis: str, value: float, recipe: Recipe, dataset: Dataset, device: 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     clock, rounds = Clock(device), []
-    with arithmetic_of(recipe):
-        engine = Engine(recipe, dataset, World(device), loader="resident")
+    with Engine(recipe, dataset, World(device), loader="resident") as engine:
         warm_up_s = engine.warm_up()
         engine.model.train()
         for _ in range(ROUNDS + 1):

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastcifar.config import Recipe
 from fastcifar.data.dataset import Dataset, Manifest, Split
+from fastcifar.recipe import Recipe
+from fastcifar.runtime.precision import PRECISIONS
 
 SHAPE = 32, 32, 3
 """(H, W, C) of the images: CIFAR's."""
@@ -68,6 +69,11 @@ class Setting:
     device: torch.device
     recipe: Recipe
     size: Size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the images of a batch."""
+        return PRECISIONS[self.recipe.train.precision].compute
 
     @property
     def batches(self) -> tuple[int, ...]:

@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 
 from fastcifar.bench import augment, erasing, loader, prep, training
-from fastcifar.bench.measurement import Measurement
 from fastcifar.bench.race import Case, race
 from fastcifar.bench.setting import CLASSES, ON_CPU, ON_CUDA, SHAPE, Setting, Size
-from fastcifar.config import Recipe
-from fastcifar.engine.environment import make_current
-from fastcifar.engine.precision import resolve_precision
-from fastcifar.errors import UserError, nearest
+from fastcifar.recipe import Recipe
+from fastcifar.runtime.device import make_current
+from fastcifar.runtime.errors import UserError, nearest
+from fastcifar.runtime.measurement import Measurement
 
 SUBJECTS: dict[str, Callable[[Setting], list[Case]]] = {
     "prep": prep.cases,
@@ -50,7 +49,7 @@ def make_cases(
     size = (sizes or (ON_CUDA if device.type == "cuda" else ON_CPU))[subject]
     if batch_sizes:
         size = dataclasses.replace(size, batches=tuple(batch_sizes))
-    recipe, _ = resolve_precision(recipe, device)
+    recipe, _ = recipe.resolved(device)
     return SUBJECTS[subject](Setting(device, recipe.with_classes(CLASSES, SHAPE[2]), size))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from fastcifar.bench.peers import Unavailable
-from fastcifar.engine.captured import CaptureFailed, capture, side_stream
+from fastcifar.runtime.cuda_graph import CaptureFailed, capture, side_stream
 
 REPLAYS = 4
 """Of a graph in a round, so that starting it, some 10 us, is little of it."""

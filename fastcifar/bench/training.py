@@ -17,7 +17,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from fastcifar.bench.apart import apart
 from fastcifar.bench.floors import run_floor, step_floor
@@ -26,16 +25,17 @@ from fastcifar.bench.plain import PlainTraining, train_step
 from fastcifar.bench.race import Case, Contestant, Work
 from fastcifar.bench.setting import PIXELS, SHAPE, Setting, random_dataset, whole
 from fastcifar.bench.timing import past_the_cache
-from fastcifar.config import Recipe
-from fastcifar.engine.distributed import World
+from fastcifar.display.console import Reporter
 from fastcifar.engine.engine import Engine
-from fastcifar.engine.precision import to_weights_dtype
 from fastcifar.engine.step import forward_loss
-from fastcifar.engine.trainer import arithmetic_of, train
+from fastcifar.engine.trainer import train
 from fastcifar.models import build_model
+from fastcifar.models.summary import summarize
 from fastcifar.optim.optimizers import build_optimizer
-from fastcifar.profiling.summary import summarize
-from fastcifar.report.console import Reporter
+from fastcifar.recipe import Recipe
+from fastcifar.run.summary import RunSummary
+from fastcifar.runtime.distributed import World
+from fastcifar.runtime.precision import PRECISIONS, arithmetic, to_weights_dtype
 
 STEP_BATCHES = 40
 """Batches in the data set of "step", at least."""
@@ -65,10 +65,9 @@ class Job:
 
     def engine(self, backend: str = "auto") -> Engine:
         """Ready for its first step."""
-        with arithmetic_of(self.recipe):
-            dataset = random_dataset(self.trained, self.scored)
-            engine = Engine(self.recipe, dataset, World(self.device), backend=backend, loader="resident")
-            engine.warm_up()
+        dataset = random_dataset(self.trained, self.scored)
+        engine = Engine(self.recipe, dataset, World(self.device), backend=backend, loader="resident")
+        engine.warm_up()
         return engine
 
 
@@ -177,16 +176,12 @@ def _recipe(setting: Setting, batch: int, epochs: int) -> Recipe:
 @contextmanager
 def engine_steps(job: Job, backend: str, steps: int) -> Iterator[Work]:
     engine = job.engine(backend)
-
-    def run() -> None:
-        with arithmetic_of(job.recipe):
-            engine.step.run(steps)
-
-    yield Work(run, steps, note=lambda: _describe(engine))
+    yield Work(lambda: engine.step.run(steps), steps, note=lambda: _describe(engine))
 
 
 def _describe(engine: Engine) -> str:
-    return f"{engine.backend} step ({engine.why}), {engine.loader.augment} augmentation, {engine.recipe.train.precision}"
+    step = f"{engine.backend} step ({engine.backend_reason})"
+    return f"{step}, {engine.loader.augment} augmentation, {engine.recipe.train.precision}"
 
 
 @contextmanager
@@ -205,10 +200,10 @@ def bare_steps(job: Job, steps: int) -> Iterator[Work]:
     forward = forward_loss(model, device, recipe)
     step = train_step(build_optimizer(model, recipe.optimizer), lambda images, labels: forward(images, labels)[0])
     images, labels = _ready_batch(job)
-    images = images.to(getattr(torch, recipe.augment.dtype), memory_format=torch.channels_last)
+    images = images.to(PRECISIONS[recipe.train.precision].compute, memory_format=torch.channels_last)
 
     def run() -> None:
-        with arithmetic_of(recipe):
+        with arithmetic(recipe.train.precision, deterministic=recipe.train.deterministic):
             for _ in range(steps):
                 step(images, labels)
 
@@ -227,10 +222,9 @@ def engine_epochs(job: Job) -> Iterator[Work]:
     evaluator = engine.evaluator("val")
 
     def run() -> float:
-        with arithmetic_of(job.recipe):
-            engine.step.run(len(engine.loader))
-            evaluator.run()
-            return evaluator.score().loss
+        engine.step.run(len(engine.loader))
+        evaluator.run()
+        return evaluator.score().loss
 
     yield Work(run, job.trained, note=lambda: _describe(engine))
 
@@ -249,16 +243,16 @@ def our_training(job: Job) -> Iterator[Work]:
     how = {"device": str(job.device), "loader": "resident"}
     summaries = []
 
-    def run() -> dict[str, Any]:
+    def run() -> RunSummary:
         if job.device.type == "cuda":
             torch.compiler.reset()  # as in a process of its own, and for the limit of recompilations
-        silent = Reporter(console=Console(quiet=True, force_terminal=False))
         with TemporaryDirectory() as folder:
-            summaries.append(train(job.recipe, dataset, Path(folder, "run"), reporter=silent, **how).summary)
+            summaries.append(train(job.recipe, dataset, Path(folder, "run"), reporter=Reporter.silent(), **how).summary)
         return summaries[-1]
 
     def note() -> str:
-        parts = {name: summaries[-1][f"{name}_seconds"] for name in ("warm_up", "train", "evaluate")}
+        last = summaries[-1]
+        parts = {"warm-up": last.warm_up_seconds, "train": last.train_seconds, "evaluate": last.evaluate_seconds}
         return "in the last run " + ", ".join(f"{name} {seconds:.3g} s" for name, seconds in parts.items())
 
     yield Work(run, job.trained, note)

@@ -3,9 +3,9 @@
 The layout (FFCV's version 2), little-endian throughout:
 
     header             version, number of fields, page size, number of samples, place of the allocation table
-    field descriptors  one for each field: type, name, 1,024 bytes of arguments
-    metadata           one record a sample: for an image its mode, width, height and place; for a label its value
-    pages              from the next multiple of the page size on; no image crosses the end of a page
+    field descriptors  one per field: type, name, 1,024 bytes of arguments
+    metadata           one record per sample: for an image its mode, width, height and place; for a label its value
+    pages              begin at the next multiple of the page size; no image crosses the end of a page
     allocation table   (sample, place, bytes) of every image, to the end of the file
 
 "Place" is an offset from the beginning of the file, in bytes.
@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fastcifar.errors import UserError
-from fastcifar.files import replacing
+from fastcifar.runtime.errors import UserError
+from fastcifar.runtime.files import replacing
 
 VERSION = 2
 PAGE_SIZE = 2**23
@@ -42,12 +42,12 @@ ALLOCATION = np.dtype([("sample", "<u8"), ("place", "<u8"), ("bytes", "<u8")])
 
 @dataclass(frozen=True)
 class Beton:
-    """The contents of a file, which stays on disk until its pixels are asked for.
+    """An open file; its pixels are read on first use.
 
     Attributes:
         labels: (N,) int64, a copy in memory.
         image_shape: (H, W, 3).
-        fields: names of the image's and the label's field.
+        fields: names of the image field and the label field.
     """
 
     labels: np.ndarray
@@ -62,7 +62,7 @@ class Beton:
         return self[:]
 
     def __getitem__(self, samples: slice) -> np.ndarray:
-        """Some of the images, (n, H, W, 3) uint8, a new copy in memory."""
+        """Read some of the images, (n, H, W, 3) uint8, a new copy in memory."""
         return _gather(self._data, self._places[samples], self.image_shape)
 
 
@@ -77,10 +77,10 @@ def write_beton(
     """Write images and labels as FFCV's fields "image" and "label", whole or not at all.
 
     Args:
-        images: (N, H, W, 3) uint8, N at least 1; may be memory-mapped, a page's worth is read at a time.
+        images: (N, H, W, 3) uint8, N at least 1; may be memory-mapped, it is read one page at a time.
         labels: (N,) integers.
-        page_size: bytes, a power of two of at least 2 MiB that holds an image.
-        progress: told the share written, 0 to 1, after each page.
+        page_size: bytes; a power of two, at least 2 MiB and at least one image.
+        progress: called after each page with the share written, 0 to 1.
     """
     if images.dtype != np.uint8 or images.shape[3:] != (3,) or not images.size or len(labels) != len(images):
         raise ValueError(f"images {images.dtype} {images.shape} with {len(labels)} labels: need uint8 (N, H, W, 3) and N")
@@ -114,9 +114,9 @@ def write_beton(
 
 
 def read_beton(path: str | os.PathLike[str]) -> Beton:
-    """Open a file, written here or by FFCV: one raw RGB image field and one integer field, all images of one size.
+    """Open a file written here or by FFCV: one raw RGB image field and one integer field, all images of one size.
 
-    Everything is checked but the pixels, which are read when `images` is first asked for.
+    Everything but the pixels is checked; these are read on first use of `images`.
 
     Raises:
         UserError: the file is missing, truncated, damaged, or holds something else; the message names the byte.
@@ -145,19 +145,19 @@ def read_beton(path: str | os.PathLike[str]) -> Beton:
 
 
 def _map(path: Path) -> np.ndarray:
-    """The bytes of the file, memory-mapped."""
+    """Memory-map the bytes of the file."""
     try:
         return np.memmap(path, np.uint8, mode="r")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; write it with `fastcifar prep`") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError:  # a memory map of nothing
+    except ValueError:  # an empty file cannot be mapped
         raise UserError(f"{path}: truncated: the file is empty, at byte 0 a header should begin") from None
 
 
 def _take(path: Path, data: np.ndarray, start: int, dtype: np.dtype, count: int, what: str) -> np.ndarray:
-    """`count` records from byte `start` on."""
+    """View `count` records that begin at byte `start`."""
     end = start + int(count) * dtype.itemsize
     if end > len(data):
         raise UserError(f"{path}: truncated: the {what} would end at byte {end}, the file ends at byte {len(data)}")
@@ -165,7 +165,7 @@ def _take(path: Path, data: np.ndarray, start: int, dtype: np.dtype, count: int,
 
 
 def _name(path: Path, name: bytes) -> str:
-    """A field's name as FFCV reads it."""
+    """Decode a field's name as FFCV does."""
     try:
         return name.decode("ascii")
     except UnicodeDecodeError:
@@ -173,7 +173,7 @@ def _name(path: Path, name: bytes) -> str:
 
 
 def _record(types: list[int]) -> np.dtype:
-    """The metadata of a sample, one member a field, aligned as FFCV aligns it."""
+    """Return the dtype of a sample's metadata, one member per field, aligned as in FFCV."""
     return np.dtype([("", IMAGE if kind == IMAGE_FIELD else LABEL) for kind in types], align=True)
 
 
@@ -190,11 +190,11 @@ def _check_header(path: Path, header: np.void) -> None:
 
 
 def _check_images(path: Path, image: np.ndarray, first_byte: int, pages: range) -> None:
-    """Every sample is raw, of the first one's size, and lies in the pages.
+    """Check that every image is stored raw, has the size of the first one, and lies in the pages.
 
     Args:
         image: (N,) IMAGE, strided over the metadata.
-        first_byte: of the first of them in the file.
+        first_byte: offset of the first record in the file.
         pages: the bytes where images may lie.
     """
 
@@ -204,7 +204,7 @@ def _check_images(path: Path, image: np.ndarray, first_byte: int, pages: range) 
 
     height, width = int(image["height"][0]), int(image["width"][0])
     if not height or not width:
-        raise refuse(0, "width" if height else "height", "an image of no size")
+        raise refuse(0, "width" if height else "height", "the image is empty")
     for name, expected, meaning in (
         ("mode", RAW_MODE, f"its images must be stored raw ({RAW_MODE}), not as JPEG"),
         ("height", height, f"all images must be of one size, sample 0 has {height}"),
@@ -214,14 +214,14 @@ def _check_images(path: Path, image: np.ndarray, first_byte: int, pages: range) 
         if len(odd):
             raise refuse(odd[0], name, meaning)
     last = pages.stop - height * width * 3
-    # Compared as Python integers and uint64: a damaged place may be close to 2**64, and adding to it would wrap.
+    # `place` is compared, not added to: a damaged one may be close to 2**64 and would wrap.
     outside = np.flatnonzero((image["place"] < pages.start) | (image["place"] > max(last, 0)))
     if len(outside):
         raise refuse(outside[0], "place", f"images lie from byte {pages.start} to byte {pages.stop}")
 
 
 def _check_allocations(path: Path, data: np.ndarray, table_place: int, image: np.ndarray) -> None:
-    """The allocation table agrees with the metadata and ends the file, which is therefore whole."""
+    """Check that the allocation table agrees with the metadata and ends the file; the file is then complete."""
     count, image_bytes = len(image), int(image["height"][0]) * int(image["width"][0]) * 3
     table = _take(path, data, table_place, ALLOCATION, count, "allocation table")
     surplus = len(data) - table_place - table.nbytes
@@ -236,7 +236,7 @@ def _check_allocations(path: Path, data: np.ndarray, table_place: int, image: np
 
 
 def _gather(data: np.ndarray, places: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """The images at `places`, copied once: a stretch of them that lie one after the other in the file at a time."""
+    """Copy the images at `places`, one copy for each run of images that are adjacent in the file."""
     size = math.prod(shape)
     images = np.empty((len(places), size), np.uint8)
     starts = np.flatnonzero(np.diff(places, prepend=-1 - size) != size)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fastcifar.data.beton import Beton, read_beton
-from fastcifar.errors import UserError
+from fastcifar.runtime.errors import UserError
 
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
@@ -25,10 +25,10 @@ class Manifest:
         classes: names, in the order of the labels.
         image_shape: (H, W, C).
         counts: images of each split that there is, by name; always "train".
-        split_seed, val_fraction: how the validation split was drawn from the training images; a fraction of 0 where none was.
+        split_seed, val_fraction: the draw of the validation split from the training images; the fraction is 0 without one.
         mean, std: of each channel over the training split, pixels in 0 .. 1.
         sha256: of each split's beton.
-        source: what the betons were made from; `prep` compares it to see whether anything changed.
+        source: fingerprint of the source; `prep` compares it to see whether anything changed.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Manifest:
 
 
 class Split:
-    """One split. Its labels are in memory; its images are read into it when they are first asked for.
+    """One split. Its labels are in memory; its images are read on first use.
 
     Args:
         images: (N, H, W, C) uint8, or the file that holds them.
@@ -69,13 +69,13 @@ class Split:
         return self._images.image_shape if isinstance(self._images, Beton) else self._images.shape[1:]
 
     def part(self, first: int, last: int) -> "Split":
-        """Samples `first` to `last` - 1; of a file only their images are read."""
+        """Return samples `first` to `last` - 1; only their images are read from a file."""
         return Split(self._images[first:last], self.labels[first:last])
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set; a split that it does not have is None."""
+    """A data set; absent splits are None."""
 
     root: Path
     manifest: Manifest
@@ -84,17 +84,17 @@ class Dataset:
     test: Split | None
 
     def split_bytes(self, split: str) -> int:
-        """Bytes of the pixels of "train", "val" or "test"; 0 where there is none."""
+        """Return the bytes of pixels of "train", "val" or "test"; 0 for an absent split."""
         return self.manifest.counts.get(split, 0) * math.prod(self.manifest.image_shape)
 
 
 def load_dataset(root: str | Path) -> Dataset:
     """Open the data set that `fastcifar prep` wrote to `root`, after checking every file against the manifest.
 
-    No pixels are in memory then: a split that is streamed, or not used, never is.
+    It reads no pixels into memory, so a split that is streamed or not used is never in memory.
 
     Raises:
-        UserError: no data set there, or a file that is damaged or of another data set.
+        UserError: no data set there, or a file is damaged or belongs to another data set.
     """
     root = Path(root)
     manifest = load_manifest(root)
@@ -103,10 +103,10 @@ def load_dataset(root: str | Path) -> Dataset:
 
 
 def load_manifest(root: Path) -> Manifest:
-    """Read `dataset.json` alone.
+    """Read `dataset.json`, without the betons.
 
     Raises:
-        UserError: there is none, or it is not of this version.
+        UserError: the file is missing, damaged, or of another version.
     """
     path = root / MANIFEST
     if not path.is_file():
@@ -133,7 +133,7 @@ def load_manifest(root: Path) -> Manifest:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -144,7 +144,9 @@ def _load_split(root: Path, manifest: Manifest, name: str) -> Split:
     found = (len(beton.labels), *beton.image_shape)
     expected = (manifest.counts[name], *manifest.image_shape)
     if found != expected:
-        raise UserError(f"{path}: of another data set: holds images {found}, {MANIFEST} says {expected}; run prep again")
+        raise UserError(
+            f"{path}: of another data set: holds images {found}, {MANIFEST} says {expected}; run fastcifar prep again"
+        )
     if file_sha256(path) != manifest.sha256[name]:
         raise UserError(f"{path}: not the file that {MANIFEST} describes (its SHA-256 differs); run fastcifar prep again")
     if beton.labels.min() < 0 or beton.labels.max() >= len(manifest.classes):

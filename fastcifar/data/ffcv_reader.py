@@ -1,9 +1,12 @@
-"""FFCV's `Loader` as a reader of raw batches: an order of ours goes in, uint8 pixels come out. Importing this needs FFCV.
+"""FFCV's `Loader` as a reader of raw batches: it is given our order and returns uint8 pixels. Importing this needs FFCV.
 
-Of FFCV serve its file reader, its memory map, its compiled decoder, its buffers (pinned where there is CUDA) and its thread.
-The loop that the thread runs is ours, for FFCV's own never ends once it is abandoned (ffcv #345), lets its user wait forever
-when it fails, records CUDA events from a second thread, which a graph being captured does not survive, overwrites a buffer
-that may still be copied to the device, and waits for the disk at every image that is not in memory.
+It uses FFCV's file reader, memory map, compiled decoder, buffers (pinned with CUDA) and thread. The thread runs our own loop,
+because FFCV's
+- never ends if its epoch is abandoned (ffcv #345),
+- hangs its user when it fails,
+- records CUDA events from a second thread, which makes a CUDA graph capture fail,
+- overwrites a buffer that may still be copied to the device,
+- and waits for the disk at every image that is not in memory.
 """
 
 import ctypes
@@ -26,10 +29,10 @@ from ffcv.reader import Reader as FileReader
 from ffcv.traversal_order.base import TraversalOrder
 
 BUFFERS = 6
-"""Batches in host memory: some wait to be taken, some are taken and being copied, one is being read."""
+"""Batches in host memory: some are ready, some are being copied to the device, one is being read."""
 
 READ_AHEAD = 4
-"""Batches asked of the disk before they are read."""
+"""Batches requested from the disk before they are read."""
 
 _posix_fadvise = ctypes.CDLL(None).posix_fadvise
 _posix_fadvise.argtypes = ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_int
@@ -37,7 +40,7 @@ _posix_fadvise.restype = ctypes.c_int
 
 
 class GivenOrder(TraversalOrder):
-    """Whatever order it is given.
+    """A given order.
 
     Attributes:
         samples: int64 indices of samples.
@@ -47,7 +50,7 @@ class GivenOrder(TraversalOrder):
         self.samples = np.zeros(0, np.int64)
 
     def __call__(self, loader: Loader) -> "GivenOrder":
-        """FFCV wants an instance, and calls it as if it were the class."""
+        """Return the instance itself: FFCV expects a class and calls it."""
         return self
 
     def sample_order(self, epoch: int) -> np.ndarray:
@@ -55,9 +58,9 @@ class GivenOrder(TraversalOrder):
 
 
 class FileMap(OSCacheManager):
-    """FFCV's memory map of a file, without the Python sets of every sample and every page that FFCV makes for its own orders.
+    """FFCV's memory map of a file, without the Python sets of all samples and pages that FFCV builds for its own orders.
 
-    They take 5 microseconds and up to 570 bytes a sample, a fifth of the pixels of CIFAR-10.
+    These take 5 microseconds and up to 570 bytes per sample, a fifth of the pixels of CIFAR-10.
     """
 
     def __init__(self, reader: FileReader) -> None:
@@ -69,7 +72,7 @@ class FileMap(OSCacheManager):
 
 @contextmanager
 def _our_file_map() -> Iterator[None]:
-    """FFCV's loader takes the class of its map from its module and from nowhere else."""
+    """Patch the class of the memory map in FFCV's loader module; FFCV has no option for it."""
     theirs, loader_module.OSCacheManager = loader_module.OSCacheManager, FileMap
     try:
         yield
@@ -79,21 +82,21 @@ def _our_file_map() -> Iterator[None]:
 
 @numba.njit("void(int64, uint64[:], int64)", nogil=True)
 def _will_need(file: int, places: np.ndarray, size: int) -> None:
-    """Have the system read `size` bytes of a file from each place on into memory, and do not wait for them.
+    """Have the system read `size` bytes of a file from each place into memory; does not wait for them.
 
-    Compiled, since Python would take its lock anew for every call, from a thread that is busy giving work to a GPU.
+    Compiled, because Python would take the GIL for every call, from the thread that gives work to the GPU.
     """
     for place in places:
         _posix_fadvise(file, place, size, os.POSIX_FADV_WILLNEED)
 
 
 class Reader(Loader):
-    """Batches of pixels in any order, one reading at a time; `buffers` of them are in memory at once.
+    """Batches of pixels in any order, one reading at a time, with `buffers` batches in memory.
 
-    The constructor compiles the decoder, which takes a second or two.
+    The constructor compiles the decoder, which takes one or two seconds.
 
     Args:
-        path: a sound .beton with raw images of one size.
+        path: an undamaged .beton with raw images of one size.
         image_field, label_field: names of its fields.
         batch_size: B.
         buffers: at least 2.
@@ -104,10 +107,10 @@ class Reader(Loader):
             super().__init__(
                 path,
                 batch_size,
-                num_workers=1,  # reads 1,000,000 images/s of 32x32 from cached pages (a core of an EPYC), and flatly: no pool
+                num_workers=1,  # one core of an EPYC reads 1,000,000 images/s of 32x32 from cached pages: no pool
                 os_cache=True,
                 order=GivenOrder(),
-                seed=0,  # else FFCV takes one from NumPy's global generator
+                seed=0,  # otherwise FFCV draws one from NumPy's global generator
                 pipelines={image_field: [SimpleRGBImageDecoder()], label_field: None},
                 batches_ahead=buffers - 2,  # FFCV adds two
             )
@@ -116,7 +119,7 @@ class Reader(Loader):
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
         memory = self.graph.allocate_memory(batch_size, buffers)
-        self.graph.allocate_memory = lambda *_: memory  # every reading uses the same
+        self.graph.allocate_memory = lambda *_: memory  # all readings share these buffers
         self.reading: Reading | None = None
         self.start(np.zeros(batch_size, np.int64))
         self.take()
@@ -126,46 +129,45 @@ class Reader(Loader):
         return Reading(self, self.next_traversal_order())
 
     def start(self, samples: np.ndarray) -> None:
-        """Begin to read `samples`, int64 indices, a multiple of B of them; an earlier reading ends."""
+        """Start to read `samples`, int64 indices, a multiple of B of them; ends an earlier reading."""
         self.stop()
         self.traversal_order.samples = samples
         self.reading = iter(self)
 
     def take(self) -> np.ndarray:
-        """The next batch, (B, H, W, 3) uint8, in a buffer that is the caller's until `give_back`; waits for it.
+        """Wait for the next batch, (B, H, W, 3) uint8; the caller may use its buffer until `release`.
 
         Raises:
-            Exception: what went wrong in reading.
+            Exception: an error of the reading thread.
         """
         taken = self.reading.ready.get()
         if isinstance(taken, Exception):
             raise taken
         return taken
 
-    def give_back(self) -> None:
-        """The buffer taken first of those not yet given back may be overwritten."""
+    def release(self) -> None:
+        """Allow the oldest taken buffer to be overwritten."""
         self.reading.free.release()
 
     def ask_for(self, samples: np.ndarray) -> None:
-        """Have the disk read these samples while others are worked on.
+        """Have the disk read these samples while others are processed.
 
-        Else each would be waited for on its own when its turn comes, and 128 kB be read for it: no 3 kB are followed by the
-        next in a random order.
+        Otherwise the reader waits for each one in turn, and the system reads 128 kB for its 3 kB, useless in a random order.
         """
         _will_need(self._file, self._places[samples], self._image_bytes)
 
     def stop(self) -> None:
-        """End the reading and its thread, after the batch at hand. All buffers may be overwritten."""
+        """End the reading and its thread, after the current batch. All buffers may then be overwritten."""
         if self.reading:
             self.reading.close()
             self.reading = None
 
 
 class Reading(EpochIterator):
-    """FFCV's thread with a loop of our own.
+    """FFCV's thread with our own loop.
 
     Attributes:
-        ready: batches read, in order; last of all an exception where one ended the reading.
+        ready: batches read, in order; the last entry is an exception if one ended the reading.
         free: counts the buffers that may be overwritten; they are filled in turn.
     """
 
@@ -191,8 +193,8 @@ class Reading(EpochIterator):
 
     def close(self) -> None:
         self.terminate_event.set()
-        self.free.release()  # it may be waiting for one
+        self.free.release()  # the thread may wait for a buffer
         self.join()
 
     def __del__(self) -> None:
-        """FFCV's would close here, at times from this very thread, which cannot wait for itself."""
+        """Do nothing: FFCV's version calls `close`, sometimes from this thread itself, which cannot join itself."""

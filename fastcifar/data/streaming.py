@@ -1,9 +1,9 @@
-"""The streaming loader: the resident loader's batches, pixel for pixel, of a split too large for the device.
+"""The streaming loader: the same batches as the resident loader, bit for bit, for a split too large for the device.
 
-FFCV reads raw pixels from the file in our order, ahead of use. Labels and order stay on the device, 16 bytes a sample, and
-behind them comes the resident loader's own augmentation.
+FFCV reads raw pixels from the file in our order, ahead of use. Labels and order stay on the device (16 bytes per sample); the
+augmentation is that of the resident loader.
 
-Shapes: N images in the split, B images a batch, H x W pixels, C channels.
+Shapes: N images in the split, B images per batch, H x W pixels, C channels.
 """
 
 import os
@@ -19,31 +19,31 @@ import torch
 
 from fastcifar.augment import Policy, epoch_order
 from fastcifar.augment.batch import refuse_mixing
-from fastcifar.data.batches import Batches
 from fastcifar.data.beton import read_beton
 from fastcifar.data.dataset import Dataset
-from fastcifar.data.memory import free_memory
+from fastcifar.data.loader import Batch, Loader
 from fastcifar.data.resident import ResidentLoader
-from fastcifar.data.shard import WHOLE, Shard
-from fastcifar.errors import UserError
+from fastcifar.runtime.errors import UserError
+from fastcifar.runtime.memory import free_memory
+from fastcifar.runtime.shard import WHOLE, Shard
 
 if TYPE_CHECKING:
     from fastcifar.data.ffcv_reader import Reader
 
 LOADERS = "resident", "streaming"
 RESIDENT_SHARE = 0.8
-"""Of the free memory, what a resident split may take; the rest is for the model and its activations."""
+"""Share of the free memory that a resident split may take; the rest is for the model and its activations."""
 
 COPIES = 2
-"""Batches on the device: one in use, one on its way."""
+"""Batches on the device: one in use, one being copied."""
 
 
-class StreamingLoader(Batches):
-    """Batches of a split that stays on disk, through FFCV: `ResidentLoader`'s interface and its batches, bit for bit.
+class StreamingLoader(Loader):
+    """Batches of a split that stays on disk, read by FFCV: `ResidentLoader`'s interface and its batches, bit for bit.
 
-    Batches are read ahead in order, by a thread, from the first one asked for (resuming at step k reads nothing before it)
-    to the epoch's last, the end of an iteration (a `break` is one), `set_epoch`, `close` or the loader's deletion. A batch
-    asked for out of order is right too, but reading begins anew there.
+    A thread reads batches ahead, in order, from the first one requested (a run resumed at step k reads nothing before it). It
+    ends with the epoch, the end of an iteration (a `break` too), `set_epoch`, `close` or the loader's deletion. A batch
+    requested out of order is correct too, but restarts the reading there.
 
     Args:
         path: a .beton.
@@ -51,19 +51,20 @@ class StreamingLoader(Batches):
         batch_size: B of all ranks together.
         seed: 64-bit seed of the order and of every augmentation draw.
         device: where the batches are made.
+        dtype: of a batch's images: float32, float16 or bfloat16.
         shuffle: training (True) or evaluation (False).
-        num_classes: K; by default one more than the largest label.
-        shard: this process's part of every training batch, or of an evaluation's images; B above is then its share.
+        num_classes: K; by default the largest label plus one.
+        shard: this rank's part of every training batch, or of the images to evaluate; B above is then its share.
 
     Attributes:
-        batch_size: images of this rank in a batch.
+        batch_size: this rank's images per batch.
         labels: (N,) int64 on the device.
         order: this rank's samples of the epoch, int64 on the device.
-        augment: "fused" (the Triton kernel, on CUDA) or "reference" (PyTorch), and `augment_reason` why.
+        augment, augment_reason: "fused" (the Triton kernel, on CUDA) or "reference" (PyTorch), and the reason.
 
     Raises:
-        UserError: FFCV is missing, the file is missing or damaged, the policy mixes images or does not fit them, or training
-            with a batch larger than the split, or one that the ranks cannot share equally.
+        UserError: FFCV is missing, the file is missing or damaged, the policy mixes images or does not fit them, a training
+            batch is larger than the split, or the ranks cannot share it equally.
     """
 
     def __init__(
@@ -74,12 +75,13 @@ class StreamingLoader(Batches):
         batch_size: int,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
         shuffle: bool = True,
         num_classes: int | None = None,
         shard: Shard = WHOLE,
     ) -> None:
         refuse_mixing(policy)
-        contents = read_beton(path)  # FFCV itself believes what a file says
+        contents = read_beton(path)  # checks the file; FFCV does not
         super().__init__(
             contents.labels,
             contents.image_shape,
@@ -87,6 +89,7 @@ class StreamingLoader(Batches):
             batch_size=batch_size,
             seed=seed,
             device=device,
+            dtype=dtype,
             shuffle=shuffle,
             num_classes=num_classes,
             shard=shard,
@@ -94,108 +97,93 @@ class StreamingLoader(Batches):
         reader = _open_reader(path, *contents.fields, self.batch_size)
         feed = DeviceFeed(reader, self.labels.device) if self.labels.is_cuda else HostFeed(reader)
         self._feed = feed
-        self._next: int | None = None
-        """The batch that the feed gives next; None where it gives none."""
+        self._read_next: int | None = None
+        """Position of the batch that the feed returns next; None if it is stopped."""
         weakref.finalize(self, feed.stop)
         stored = torch.arange(len(contents.labels))
         self._take_order(stored.to(device), stored)
-        self.set_epoch(0)
+        self._select_epoch(0)
 
-    def set_epoch(self, epoch: int) -> None:
-        self.close()
-        self.epoch = epoch
-        self.state[1].fill_(epoch)
-        if self.shuffle:
-            self._take_order(*self._feed.epoch_order(self.seed, epoch, len(self.labels)))
-
-    def batch(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Batch number `position` of the selected epoch, 0 to `len(self) - 1`."""
-        if not 0 <= position < len(self):
-            raise IndexError(f"batch {position} of {len(self)}")
-        if position != self._next:
-            self._feed.start(self._from(position))
-        self._next = None  # whatever fails below, the next batch begins anew
-        self.state[2].fill_(position)
+    def load(self) -> Batch:
+        """Return the batch at the position; the position does not move."""
+        if self.position != self._read_next:
+            self._feed.start(self._from(self.position % len(self)))
+        self._read_next = None  # if anything below fails, the next batch restarts the reading
         with self._feed.rows() as images:
-            batch = self._load_batch(
-                images,
-                self.labels,
-                self.order,
-                self.state,
-                batch_size=self.batch_size,
-                policy=self.policy,
-                num_classes=self.num_classes,
-                streamed=True,
-            )
-        self._next = position + 1
+            batch = self._make_batch(images, streamed=True)
+        self._read_next = self.position + 1
         return batch
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         try:
-            for position in range(len(self)):
-                yield self.batch(position)
+            yield from super().__iter__()
         finally:
             self.close()
 
     def close(self) -> None:
-        """End the thread that reads, if there is one. The loader stays of use: the next batch begins to read anew."""
-        self._next = None
+        """End the reading thread, if there is one. The loader can still be used: the next batch restarts the reading."""
+        self._read_next = None
         self._feed.stop()
 
+    def _select_epoch(self, epoch: int) -> None:
+        self.close()
+        if self.shuffle:
+            self._take_order(*self._feed.epoch_order(self.seed, epoch, len(self.labels)))
+
     def _take_order(self, *orders: torch.Tensor) -> None:
-        """Keep this rank's part of an order, given on the device and on the host."""
+        """Store this rank's part of an order, given on the device and on the host."""
         if self.shuffle:
             self.order, samples = (self.shard.of_training(order, self.global_batch_size) for order in orders)
         else:
             self.order, samples = (self.shard.of_evaluation(order) for order in orders)
         self._samples = samples.numpy()
 
-    def _from(self, position: int) -> np.ndarray:
-        """The samples from batch `position` to the epoch's end, filled up with sample 0 to whole batches."""
-        samples = self._samples[position * self.batch_size : len(self) * self.batch_size]
+    def _from(self, number: int) -> np.ndarray:
+        """Return the samples from batch `number` to the epoch's end, padded with sample 0 to whole batches."""
+        samples = self._samples[number * self.batch_size : len(self) * self.batch_size]
         return np.pad(samples, (0, -len(samples) % self.batch_size))
 
 
 class HostFeed:
-    """Pixels for a device that reads host memory: they are used where FFCV puts them."""
+    """Pixels for the CPU, used in FFCV's buffers without a copy."""
 
     def __init__(self, reader: "Reader") -> None:
         self.reader = reader
         self.start, self.stop = reader.start, reader.stop
 
     def epoch_order(self, seed: int, epoch: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The order of an epoch on the device, and on the host."""
+        """Return the order of an epoch on the device, and on the host."""
         order = epoch_order(seed, epoch, count)
         return order, order
 
     @contextmanager
     def rows(self) -> Iterator[torch.Tensor]:
-        """The next batch, (B, H, W, C) uint8 on the device, for the length of the block."""
+        """Yield the next batch, (B, H, W, C) uint8 on the device, valid inside the context."""
         yield torch.from_numpy(self.reader.take())
-        self.reader.give_back()
+        self.reader.release()
 
 
 class DeviceFeed:
-    """The same for CUDA: a stream of its own copies one batch while another is in use.
+    """Pixels for CUDA: a separate stream copies one batch while another is in use.
 
-    The host waits for no kernel, with two exceptions: before it is more batches ahead of the device than there are buffers,
-    and, when a reading ends, for the copies under way.
+    The host waits for the device in two cases only: when it would run ahead by more batches than there are buffers, and, when
+    a reading ends, for the pending copies.
     """
 
     def __init__(self, reader: "Reader", device: torch.device) -> None:
         self.reader, self.device = reader, device
         self.stream = torch.cuda.Stream(device)
         self.used: list[torch.cuda.Event | None] = [None] * COPIES
-        """When the last kernel that reads a device buffer is done."""
+        """Event after the last kernel that reads each device buffer."""
         self.rows_NHWC: list[torch.Tensor] = []
         self.ahead: deque[tuple[int, torch.cuda.Event]] = deque()
         """Device buffers sent and not yet used, each with the event of its copy."""
         self.copying: deque[torch.cuda.Event] = deque()
-        """Copies out of host buffers not yet given back, oldest first."""
+        """Copies from host buffers that are not released yet, oldest first."""
         self.sent = self.count = 0
 
     def epoch_order(self, seed: int, epoch: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The order of an epoch on the device, and on the host; waits for it alone, not for kernels of other streams."""
+        """Return the order of an epoch on the device, and on the host; does not wait for kernels of other streams."""
         with torch.cuda.stream(self.stream):
             order = epoch_order(seed, epoch, count, self.device)
             samples = order.cpu()
@@ -223,18 +211,18 @@ class DeviceFeed:
 
     def stop(self) -> None:
         self.reader.stop()
-        self.stream.synchronize()  # a copy under way still reads a host buffer
+        self.stream.synchronize()  # a pending copy still reads a host buffer
         self.ahead.clear()
         self.copying.clear()
         self.sent = self.count = 0
 
     def _send(self) -> None:
-        """Copy the next batch into the device buffer whose turn it is."""
-        self._give_back()
+        """Copy the next batch into the next device buffer."""
+        self._release_copied()
         pixels = torch.from_numpy(self.reader.take())
         if not self.rows_NHWC:
             self.rows_NHWC = [torch.empty_like(pixels, device=self.device) for _ in range(COPIES)]
-            self.stream.wait_stream(torch.cuda.current_stream(self.device))  # it may still use this memory for what it freed
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))  # it may still use this memory, freed before
         buffer = self.sent % COPIES
         with torch.cuda.stream(self.stream):
             if self.used[buffer]:
@@ -245,31 +233,31 @@ class DeviceFeed:
         self.copying.append(copied)
         self.sent += 1
 
-    def _give_back(self) -> None:
-        """Give host buffers back whose copy is done; wait for the oldest where the reader would be left with one."""
+    def _release_copied(self) -> None:
+        """Release host buffers whose copy is done; wait for the oldest copy if the reader has only one free buffer."""
         while self.copying:
             if len(self.copying) >= self.reader.batches_ahead + 1:
                 self.copying[0].synchronize()
             if not self.copying[0].query():
                 return
             self.copying.popleft()
-            self.reader.give_back()
+            self.reader.release()
 
 
 def choose_loader(asked: str, split_bytes: int, device: torch.device | str, free_bytes: int | None = None) -> tuple[str, str]:
-    """("resident" or "streaming", reason) for "auto" or either.
+    """Choose between the loaders; return ("resident" or "streaming", reason).
 
     Args:
-        asked: what `--loader` says.
+        asked: "auto", or one of LOADERS.
         split_bytes: of the split's pixels.
         device: where the batches are made.
-        free_bytes: of the device's memory; asked of the device where None.
+        free_bytes: free memory of the device; None queries it.
 
     Raises:
         UserError: no such loader.
     """
     if asked not in ("auto", *LOADERS):
-        raise UserError(f"--loader {asked}: must be auto or one of {', '.join(LOADERS)}")
+        raise UserError(f"`loader={asked}`: must be auto or one of {', '.join(LOADERS)}")
     if asked != "auto":
         return asked, "as asked"
     device = torch.device(device)
@@ -278,12 +266,12 @@ def choose_loader(asked: str, split_bytes: int, device: torch.device | str, free
         return "resident", f"free memory of {device} unknown"
     amount = f"{split_bytes / 2**20:,.0f} MiB of pixels, {free / 2**20:,.0f} MiB free on {device}"
     if split_bytes > RESIDENT_SHARE * free:
-        return "streaming", f"{amount}, of which {RESIDENT_SHARE:.0%} may be taken"
+        return "streaming", f"{amount}, a resident split may take {RESIDENT_SHARE:.0%} of it"
     return "resident", amount
 
 
 def open_loader(kind: str, dataset: Dataset, split: str, policy: Policy, **options: Any) -> ResidentLoader | StreamingLoader:
-    """The loader that `choose_loader` chose, for the split of that name; `options` are those of `ResidentLoader`."""
+    """Open the loader of kind "resident" or "streaming" for a split; `options` are those of `ResidentLoader`."""
     if kind == "streaming":
         return StreamingLoader(dataset.root / f"{split}.beton", policy, **options)
     return ResidentLoader(getattr(dataset, split), policy, **options)

@@ -1,43 +1,40 @@
-"""What training needs, built once: model, optimizer, loaders, step and evaluators. Any number of runs may use it in turn."""
+"""Everything that training needs, built once: model, optimizer, loaders, step, evaluators. Several runs may use it in turn."""
 
 import dataclasses
 import time
-from typing import Any
+from typing import Any, Self
 
 import torch
 
-from fastcifar.config import Recipe
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.streaming import choose_loader, open_loader
-from fastcifar.engine import step as steps
-from fastcifar.engine.caches import warm_start
-from fastcifar.engine.distributed import World, seed_rank, synchronise_batchnorm
-from fastcifar.engine.environment import device_name, environment, make_current
+from fastcifar.engine.backends import build_step, choose_backend
 from fastcifar.engine.evaluate import Evaluator, Logits, evaluation_loader, logits_of
-from fastcifar.engine.memory import keep_freed_memory
-from fastcifar.engine.onednn import check_convolutions
-from fastcifar.engine.precision import (
-    PRECISIONS,
-    gradient_scaler,
-    reset_scaler,
-    resolve_precision,
-    scaler_state,
-    to_weights_dtype,
-)
+from fastcifar.engine.step import Mark, plain_inductor
 from fastcifar.models import build_model
 from fastcifar.models.padding import pad_widths
 from fastcifar.optim.optimizers import build_optimizer
+from fastcifar.recipe import Recipe
+from fastcifar.runtime.compile_cache import warm_start
+from fastcifar.runtime.device import device_name, make_current
+from fastcifar.runtime.distributed import World, synchronise_batchnorm
+from fastcifar.runtime.environment import environment
+from fastcifar.runtime.errors import first_line
+from fastcifar.runtime.memory import keep_freed_memory
+from fastcifar.runtime.onednn import check_convolutions
+from fastcifar.runtime.precision import PRECISIONS, gradient_scaler, reset_scaler, scaler_state, to_weights_dtype
+from fastcifar.runtime.random_state import seed_rank
 
 
 class Engine:
-    """Everything on the device that a run of `recipe` on `dataset` works with, ready for its first step.
+    """Everything on the device that a run of `recipe` on `dataset` needs, ready for its first step.
 
-    Use it inside `fastcifar.engine.precision.arithmetic(recipe.train.precision)`. On a CPU the process keeps from now on the
-    memory that it frees; see `fastcifar.engine.memory.keep_freed_memory`.
+    Use it as a context manager, or call `close`. Step and evaluators set PyTorch's switches for the recipe's precision while
+    they run. On a CPU the process keeps the memory that it frees; see `fastcifar.runtime.memory.keep_freed_memory`.
 
     Args:
-        recipe: its number of classes and channels is taken from the data set.
-        world: this process's place among those of the run, and its device; see `fastcifar.engine.distributed.joined`.
+        recipe: its number of classes and channels is taken from the data set, its precision from the device if "auto".
+        world: the ranks of the run, and this rank's device; see `fastcifar.runtime.distributed.process_group`.
         backend: "auto", "captured", "compiled" or "eager".
         loader: "auto", "resident" or "streaming".
         mark: called at the end of every phase of a step; see `fastcifar.engine.step.EagerStep`.
@@ -45,8 +42,8 @@ class Engine:
     Attributes:
         recipe: with the classes, channels, precision and seed of the run.
         precision_reason: why that precision.
-        backend, why: what the step's back end is, and why that one.
-        loader_kind, loader_reason: the same of the loader.
+        backend, backend_reason: the step's back end, and why.
+        loader_kind, loader_reason: the training loader, and why.
     """
 
     def __init__(
@@ -57,81 +54,109 @@ class Engine:
         *,
         backend: str = "auto",
         loader: str = "auto",
-        mark: steps.Mark | None = None,
+        mark: Mark | None = None,
     ) -> None:
-        recipe = recipe.with_classes(len(dataset.manifest.classes), dataset.manifest.image_shape[2])
         self.dataset, self.world, self.device = dataset, world, world.device
-        self.recipe, self.precision_reason = resolve_precision(recipe, self.device)
-        recipe = self.recipe
+        recipe = recipe.with_classes(len(dataset.manifest.classes), dataset.manifest.image_shape[2])
+        self.recipe, self.precision_reason = recipe.resolved(self.device)
+        self._asked_loader, self._warm = loader, False
+        self._evaluators: dict[str, Evaluator | None] = {}
         make_current(self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
-        self._asked_loader = loader
+        train = self.recipe.train
         self.loader_kind, self.loader_reason = self._choose_loader("train")
         streaming = self.loader_kind == "streaming"
-        self.backend, self.why = steps.choose_backend(backend, self.device, streaming=streaming)
-        torch.manual_seed(recipe.train.seed)
+        self.backend, self.backend_reason = choose_backend(backend, self.device, streaming=streaming)
+        torch.manual_seed(train.seed)
         self.model = self._build_model()
-        if self.device.type == "cpu" and PRECISIONS[recipe.train.precision].compute == torch.float32:
+        if self.device.type == "cpu" and PRECISIONS[train.precision].compute == torch.float32:
             check_convolutions(self.model)
-        seed_rank(recipe.train.seed, world)
-        self.optimizer = build_optimizer(self.model, recipe.optimizer)
+        seed_rank(train.seed, world)
+        self.optimizer = build_optimizer(self.model, self.recipe.optimizer)
         self.loader = open_loader(
             self.loader_kind,
-            dataset,
+            self.dataset,
             "train",
-            recipe.augment,
-            batch_size=recipe.train.batch_size,
-            seed=recipe.train.seed,
+            self.recipe.augment,
+            batch_size=train.batch_size,
+            seed=train.seed,
             device=self.device,
-            num_classes=recipe.model.num_classes,
+            dtype=PRECISIONS[train.precision].compute,
+            num_classes=self.recipe.model.num_classes,
             shard=world.shard,
         )
-        self.scaler = gradient_scaler(self.device, recipe.train.precision)
-        options = {"scaler": self.scaler, "average_gradients": world.gradients(self.model), "mark": mark}
-        self.step = steps.build(self.model, self.optimizer, self.loader, recipe, self.backend, **options)
+        self.scaler = gradient_scaler(self.device, train.precision)
+        options = {"scaler": self.scaler, "average_gradients": world.gradient_averager(self.model), "mark": mark}
+        self.step = build_step(self.model, self.optimizer, self.loader, self.recipe, self.backend, **options)
         self._logits = self._build_logits()
-        self._evaluators: dict[str, Evaluator | None] = {}
-        self._warm = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def warm_up(self) -> float:
-        """Compile, tune and capture, with what an earlier process has kept of it; seconds that it took.
+        """Compile, tune and capture, from the cache of an earlier process where possible; return the seconds spent.
 
-        Weights, counters and random state are afterwards as they were. The second time there is nothing to do.
+        Weights, counters and random state are restored. A second call does nothing.
         """
         if self.backend == "eager" or self._warm:
             return 0.0
-        begun, self._warm = time.perf_counter(), True
+        began, self._warm = time.perf_counter(), True
         with warm_start(self._compiled_for()):
             self.step.warm_up()
-            self.why = "; ".join(filter(None, (self.step.failure or self.why, self.step.note)))
+            reasons = self.step.failure or self.backend_reason, self.step.note
+            self.backend_reason = "; ".join(filter(None, reasons))
             if self.step.failure:
                 self.backend = self.step.backend
                 self._logits = self._build_logits()
             self._warm_up_evaluators()
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
-        return time.perf_counter() - begun
+        return time.perf_counter() - began
 
     def _warm_up_evaluators(self) -> None:
-        """Compile and capture the evaluation; where it cannot be compiled, it goes on eagerly, and `why` says so."""
+        """Compile and capture the evaluation.
+
+        If compiling fails, it is tried again with plain options; if that fails too, evaluation is eager. `backend_reason`
+        says so.
+        """
+        failure = self._try_to_compile_evaluators()
+        if not failure:
+            return
+        self._rebuild_evaluators(compiled=True)
+        with plain_inductor():
+            again = self._try_to_compile_evaluators()
+        if again:
+            self._rebuild_evaluators(compiled=False)
+            self._warm_up_splits()
+        how = f"is eager: {again}" if again else f"is compiled with plain options: {failure}"
+        self.backend_reason += f"; evaluation {how}"
+
+    def _try_to_compile_evaluators(self) -> str:
+        """Warm up the evaluators; return why that failed, or ""."""
         try:
             self._warm_up_splits()
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # compilers fail in many ways; where the model is at fault, eager evaluation says so again
-            self.why += f"; evaluation is eager: {steps.first_line(error)}"
-            self._logits = logits_of(self.model, self.recipe.train.precision, self.recipe.evaluate.tta)
-            self._evaluators.clear()
-            self._warm_up_splits()
+        except Exception as error:  # compilers raise many types; if the model is at fault, eager evaluation raises again
+            return first_line(error)
+        return ""
 
     def _warm_up_splits(self) -> None:
         for split in ("val", "test"):
             if evaluator := self.evaluator(split):
                 evaluator.warm_up()
 
+    def _rebuild_evaluators(self, *, compiled: bool) -> None:
+        precision, tta = self.recipe.train.precision, self.recipe.evaluate.tta
+        self._logits = logits_of(self.model, precision, tta, compiled=compiled)
+        self._evaluators.clear()
+
     def reset(self, seed: int) -> None:
-        """Begin anew, as an engine built with this seed does: in place, so that nothing is compiled or captured again."""
+        """Reset to the state of a new engine with this seed, in place, so that nothing is compiled or captured again."""
         self.recipe = self.recipe.with_seed(seed)
         torch.manual_seed(seed)
         self.model.load_state_dict(build_model(self.recipe.model).state_dict())
@@ -145,13 +170,15 @@ class Engine:
         self.step.seek(0)
 
     def close(self) -> None:
-        """Give up graphs, which the end of NCCL waits for, and threads that read."""
+        """Free CUDA graphs (NCCL's shutdown waits for them), and end the loaders' threads."""
         if self.backend == "captured":
             self.step.graphs.clear()
+        for loader in (self.loader, *(evaluator.loader for evaluator in self._evaluators.values() if evaluator)):
+            loader.close()
         self._evaluators.clear()
 
     def evaluator(self, split: str) -> Evaluator | None:
-        """What scores the model on "val" or "test"; None for a split that there is not."""
+        """Return the evaluator of "val" or "test"; None for an absent split."""
         if split not in self._evaluators:
             self._evaluators[split] = self._build_evaluator(split)
         return self._evaluators[split]
@@ -167,18 +194,21 @@ class Engine:
             return None
         captured = self.backend == "captured" and kind == "resident"
         classes = self.recipe.model.num_classes
-        return Evaluator(self.model, self._logits, loader, classes, captured=captured, world=self.world)
+        options = {"captured": captured, "world": self.world, "arithmetic": self.step.arithmetic}
+        return Evaluator(self.model, self._logits, loader, classes, **options)
 
     def _choose_loader(self, split: str) -> tuple[str, str]:
-        """Each split is judged by its own size and the memory that is free when it is its turn."""
-        return self.world.first(lambda: choose_loader(self._asked_loader, self.dataset.split_bytes(split), self.device))
+        """Choose by the split's own size and the memory that is free at this moment."""
+        return self.world.run_on_rank_0(
+            lambda: choose_loader(self._asked_loader, self.dataset.split_bytes(split), self.device)
+        )
 
     def scaler_state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint keeps of the loss scaling."""
+        """Return the state of the loss scaling, as stored in a checkpoint."""
         return {f"scaler_{name}": tensor for name, tensor in scaler_state(self.scaler).items()}
 
     def describe(self) -> dict[str, Any]:
-        """Versions, device, data and what was chosen, ready for JSON."""
+        """Return versions, device, data and all choices with their reasons, as JSON values."""
         return environment(self.device) | {
             "dataset": self.dataset.manifest.name,
             "dataset_sha256": self.dataset.manifest.sha256,
@@ -186,7 +216,7 @@ class Engine:
             "precision": self.recipe.train.precision,
             "precision_reason": self.precision_reason,
             "step": self.backend,
-            "step_reason": self.why,
+            "step_reason": self.backend_reason,
             "loader": self.loader_kind,
             "loader_reason": self.loader_reason,
             "augment": self.loader.augment,
@@ -202,7 +232,7 @@ class Engine:
         return synchronise_batchnorm(model, self.world) if train.sync_batchnorm else model
 
     def _compiled_for(self) -> dict[str, Any]:
-        """What the compiled code depends on."""
+        """Return everything that the compiled code depends on, as JSON values."""
         recipe = self.recipe
         shape = {"image_shape": self.dataset.manifest.image_shape, "processes": self.world.size, "step": self.backend}
         shape |= {"device": [self.device.type, device_name(self.device)]}

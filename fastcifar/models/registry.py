@@ -12,7 +12,7 @@ MODELS: dict[str, type[ModelConfig]] = {"resnet": ResNetConfig}
 
 
 def build_model(config: ModelConfig) -> nn.Module:
-    """A freshly initialised model, images (B, C, H, W) to logits (B, K), in float32 on the CPU.
+    """Build a newly initialised model, images (B, C, H, W) to logits (B, K), in float32 on the CPU.
 
     >>> build_model(ResNetConfig(num_classes=100))
     """

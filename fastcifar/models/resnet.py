@@ -9,14 +9,14 @@ from typing import Annotated, Literal
 import torch
 from torch import nn
 
-from fastcifar.errors import UserError
+from fastcifar.runtime.errors import UserError
 
-BOTTLENECK_REDUCTION = 4  # a bottleneck's 3x3 convolution works on a quarter of the block's channels
+BOTTLENECK_REDUCTION = 4  # a bottleneck's 3x3 convolution has a quarter of the block's channels
 
 
 @dataclass(frozen=True)
 class ResNetConfig:
-    """The `[model]` table of a recipe, for name = "resnet". The defaults are the seed model, of 4,662,098 parameters."""
+    """The `[model]` table of a recipe, for name = "resnet". The defaults are the seed model with 4,662,098 parameters."""
 
     name: Annotated[Literal["resnet"], "the kind of model"] = "resnet"
     num_classes: Annotated[int, "classes; `train` takes them from the data set"] = 10
@@ -56,7 +56,7 @@ class ConvNorm(nn.Sequential):
 
 
 class Block(nn.Module):
-    """A residual block: ReLU(body(x) + shortcut(x)); the shortcut is a 1x1 convolution where the shape changes."""
+    """A residual block: ReLU(body(x) + shortcut(x)); the shortcut is a 1x1 convolution if the shape changes."""
 
     def __init__(self, body: nn.Sequential, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Block(nn.Module):
 
 
 def basic(in_channels: int, out_channels: int, stride: int) -> Block:
-    """conv3x3-BN-ReLU-conv3x3-BN."""
+    """Build the block conv3x3-BN-ReLU-conv3x3-BN."""
     body = nn.Sequential(
         ConvNorm(in_channels, out_channels, 3, stride), nn.ReLU(inplace=True), ConvNorm(out_channels, out_channels, 3)
     )
@@ -78,7 +78,7 @@ def basic(in_channels: int, out_channels: int, stride: int) -> Block:
 
 
 def bottleneck(in_channels: int, out_channels: int, stride: int) -> Block:
-    """conv1x1-BN-ReLU-conv3x3-BN-ReLU-conv1x1-BN, the stride in the 3x3 convolution."""
+    """Build the block conv1x1-BN-ReLU-conv3x3-BN-ReLU-conv1x1-BN, with the stride in the 3x3 convolution."""
     width = out_channels // BOTTLENECK_REDUCTION
     body = nn.Sequential(
         ConvNorm(in_channels, width, 1),
@@ -93,7 +93,7 @@ def bottleneck(in_channels: int, out_channels: int, stride: int) -> Block:
 class ResNet(nn.Module):
     """Stem, stages of residual blocks, global average pooling, dropout and a linear layer.
 
-    Weights are initialised as PyTorch's layers initialise themselves, which is what the seed did.
+    Weights have PyTorch's default initialisation, as in the seed.
     """
 
     def __init__(self, config: ResNetConfig) -> None:
@@ -111,6 +111,6 @@ class ResNet(nn.Module):
         self.linear = nn.Linear(width, config.num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (B, C, H, W) to logits (B, K)."""
+        """Map images (B, C, H, W) to logits (B, K)."""
         features = self.stages(self.stem(images))
         return self.linear(self.dropout(self.pool(features).flatten(1)))

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import torch
 from torch import nn
 
-from fastcifar.errors import UserError
+from fastcifar.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class OptimizerConfig:
 
 @functools.cache
 def fused_sgd_works(dtype: torch.dtype) -> bool:
-    """Whether fused SGD updates weights of `dtype` on a CPU, tried with two steps.
+    """Return whether fused SGD updates weights of `dtype` on a CPU; it is tried with two steps.
 
-    Of bfloat16 and float16 it was seen to leave most as they were in torch 2.11 and 2.13, and to update them in 2.15
+    In torch 2.11 and 2.13 it left most bfloat16 and float16 weights unchanged; in 2.15 it updates them
     (https://github.com/pytorch/pytorch/issues/191763).
     """
     weight = nn.Parameter(torch.ones(1024, dtype=dtype))
@@ -47,27 +47,27 @@ def fused_sgd_works(dtype: torch.dtype) -> bool:
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer over all parameters of `model`, fused: one kernel for all tensors, on CPU and CUDA.
+    """Build the optimizer over all parameters of `model`, fused: one kernel for all tensors, on CPU and CUDA.
 
-    Its learning rate is a float32 scalar tensor on the model's device (`param_groups[0]["lr"]`): a schedule writes into
-    it, so that a change neither recompiles nor recaptures.
+    Its learning rate is a float32 scalar tensor on the model's device (`param_groups[0]["lr"]`). The schedule writes into
+    it, so that a change needs no new compilation or capture.
 
     Raises:
-        UserError: this PyTorch's fused SGD is wrong for such weights; see `fused_sgd_works`.
+        UserError: fused SGD of this PyTorch is wrong for the weights' dtype; see `fused_sgd_works`.
     """
     parameters = list(model.parameters())
     for dtype in {parameter.dtype for parameter in parameters if parameter.device.type == "cpu"} - {torch.float32}:
         if config.name == "sgd" and not fused_sgd_works(dtype):
             raise UserError(
-                f"optimizer sgd on {dtype} weights: PyTorch {torch.__version__} spoils them on a CPU (pytorch issue 191763); "
-                "use a newer PyTorch, train.precision = 'bf16', or adamw"
+                f"optimizer sgd on {dtype} weights: PyTorch {torch.__version__} corrupts them on a CPU "
+                "(pytorch issue 191763); use a newer PyTorch, train.precision = 'bf16', or adamw"
             )
     lr = torch.tensor(config.lr, dtype=torch.float32, device=parameters[0].device)
     shared = {"lr": lr, "weight_decay": config.weight_decay, "fused": True}
     if config.name == "sgd":
         optimizer = torch.optim.SGD(parameters, momentum=config.momentum, nesterov=config.nesterov, **shared)
         for parameter in parameters if config.momentum else ():
-            # PyTorch's would begin as whatever is in memory if fp16's first step overflows and is skipped.
+            # PyTorch would leave it uninitialised if fp16's first step overflows and is skipped.
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
     optimizer = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW

@@ -1,4 +1,4 @@
-"""Learning-rate schedules as tables: one value for each step of the run, computed before it starts."""
+"""Learning-rate schedules as tables: one value per step of the run, computed before it starts."""
 
 import math
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 import torch
 
-from fastcifar.errors import UserError
+from fastcifar.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The `[schedule]` table of a recipe: factors on the optimizer's learning rate."""
+    """The `[schedule]` table of a recipe: factors of the optimizer's learning rate."""
 
     name: Annotated[
         Literal["constant", "step", "cosine", "linear"],
@@ -34,10 +34,10 @@ class ScheduleConfig:
 
 
 def lr_table(config: ScheduleConfig, lr: float, epochs: int, steps_per_epoch: int) -> torch.Tensor:
-    """The learning rate of every step, float32 of shape (epochs * steps_per_epoch,), on the CPU.
+    """Compute the learning rate of every step, float32 of shape (epochs * steps_per_epoch,), on the CPU.
 
-    `step` drops between epochs, as torch.optim.lr_scheduler.StepLR does when stepped once an epoch; `linear`, `cosine`
-    and the warm-up move at every step. Cosine: Loshchilov and Hutter, SGDR, 2017.
+    `step` drops between epochs, as torch.optim.lr_scheduler.StepLR does when stepped once per epoch; `linear`, `cosine`
+    and the warm-up change at every step. Cosine: Loshchilov and Hutter, SGDR, 2017.
     """
     total = epochs * steps_per_epoch
     warmup = round(config.warmup_epochs * steps_per_epoch)

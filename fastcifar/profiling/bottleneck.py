@@ -9,7 +9,7 @@ NOTABLE = 0.15
 NEAR = 0.6
 """A share of the ceiling that large convolutions reach when all is well."""
 
-CONVOLUTION = "convolution and matrix product"
+CONVOLUTION = "convolution and matrix product"  # a key of `fastcifar.profiling.trace.GROUPS`
 
 
 def bottleneck(

@@ -19,23 +19,22 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity
 
-from fastcifar.config import Recipe
 from fastcifar.data.dataset import Dataset
-from fastcifar.engine.distributed import World
 from fastcifar.engine.engine import Engine
-from fastcifar.engine.environment import environment
-from fastcifar.engine.precision import PRECISIONS, resolve_precision
 from fastcifar.engine.step import WARM_UP_STEPS
-from fastcifar.engine.trainer import arithmetic_of
-from fastcifar.engine.transfer import Clock
-from fastcifar.errors import UserError
-from fastcifar.files import replacing
 from fastcifar.models import build_model
 from fastcifar.models.padding import ALIGNED
+from fastcifar.models.summary import Summary, summarize
 from fastcifar.profiling.bottleneck import bottleneck
-from fastcifar.profiling.roofline import FLOPS_PER_MAC, best_of, measure_ceilings
-from fastcifar.profiling.summary import Summary, summarize
 from fastcifar.profiling.trace import PHASES, Trace, Work, busy_seconds, mark, phases_by_order, read_trace
+from fastcifar.recipe import Recipe
+from fastcifar.runtime.distributed import World
+from fastcifar.runtime.environment import environment
+from fastcifar.runtime.errors import UserError
+from fastcifar.runtime.files import replacing
+from fastcifar.runtime.precision import PRECISIONS
+from fastcifar.runtime.roofline import FLOPS_PER_MAC, best_of, measure_ceilings
+from fastcifar.runtime.timing import Clock
 
 ROUNDS = 7
 TOP = 10
@@ -63,13 +62,12 @@ def profile(
         JSON values; seconds are of one step. "phases" and "idle" in it add up to "step_seconds", "groups" to the phases.
     """
     steps = steps or STEPS[device.type]
-    recipe, precision_reason = resolve_precision(_long_enough(recipe, dataset, steps), device)
+    recipe, precision_reason = _long_enough(recipe, dataset, steps).resolved(device)
     dtype = PRECISIONS[recipe.train.precision].compute
-    with arithmetic_of(recipe):
-        before = measure_ceilings(device, dtype)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        engine = Engine(recipe, dataset, World(device), backend=backend, loader=loader, mark=mark)
+    before = measure_ceilings(device, dtype)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with Engine(recipe, dataset, World(device), backend=backend, loader=loader, mark=mark) as engine:
         warm_up_s = engine.warm_up()
         engine.model.train()
         rounds, launch_s = _time_rounds(engine, steps)
@@ -88,7 +86,7 @@ def profile(
         "precision": recipe.train.precision,
         "precision_reason": precision_reason,
         "step": engine.backend,
-        "step_reason": engine.why,
+        "step_reason": engine.backend_reason,
         "augment": engine.loader.augment,
         "loader": engine.loader_kind,
         "warm_up_seconds": warm_up_s,

@@ -19,7 +19,7 @@ from torch.profiler import record_function
 PREFIX = "fastcifar:"
 PHASES = "augment", "forward", "loss", "backward", "optimizer"
 GROUPS = {
-    "augmentation": "_augment_kernel|_erase",
+    "augmentation": "_augment_kernel|_erasing_kernel",
     "optimizer": "fused_(sgd|adam)|multi_tensor|FusedSgd|FusedAdam|FusedOptimizer",
     "normalisation": "batch_?norm|bn_(fw|bw)|welford|var_mean",
     "convolution and matrix product": (

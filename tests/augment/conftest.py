@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import fastcifar
+from fastcifar.augment import Policy, batch
 
 REGISTERS = Path(__file__).parent / "registers.json"
 INTERPRETED = not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
@@ -41,6 +42,43 @@ def device(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")  # some of Triton's own functions ask again when they are called
         yield torch.device("cpu")
+
+
+# An ulp, since the order of operations differs, and since the interpreter cuts off where a GPU rounds to bf16.
+ULP = {torch.float32: 2**-20, torch.float16: 2**-10, torch.bfloat16: 2**-7}
+
+
+@pytest.fixture(scope="module")
+def make_data(device):
+    """Make random images (count, H, W, C) uint8, labels in 0 .. 9, and an order, on the device."""
+
+    def make(count, height, width, channels):
+        generator = torch.Generator().manual_seed(height * width + channels)
+        images = torch.randint(0, 256, (count, height, width, channels), dtype=torch.uint8, generator=generator)
+        labels = torch.randint(0, 10, (count,), generator=generator)
+        return [t.to(device) for t in (images, labels, torch.randperm(count, generator=generator))]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def check_kernel(device, make_data):
+    """Hold the fused kernel to its specification, `batch.load_batch`, for some transforms; by default in every dtype."""
+    from fastcifar.augment import fused
+
+    def check(*transforms, dtypes=tuple(ULP), shape=(9, 8, 3), count=12, batch_size=8, step=0, seed=2**40 + 3, epoch=7):
+        policy = Policy(transforms)
+        arguments = [*make_data(count, *shape), torch.tensor([seed, epoch, step], device=device)]
+        for dtype in dtypes:
+            options = dict(batch_size=batch_size, policy=policy, num_classes=10, dtype=dtype)
+            ours, our_targets = fused.load_batch(*arguments, **options)
+            theirs, their_targets = batch.load_batch(*arguments, **options)
+            assert ours.dtype == theirs.dtype
+            assert ours.is_contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(ours, theirs, rtol=ULP[dtype], atol=4e-6)
+            torch.testing.assert_close(our_targets, their_targets, rtol=0, atol=1e-6 if policy.mixing else 0)
+
+    return check
 
 
 @pytest.fixture

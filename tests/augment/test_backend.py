@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fastcifar.augment import backend, batch
-from fastcifar.errors import UserError
+from fastcifar.runtime.errors import UserError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from fastcifar.augment import erasing
+import fastcifar
+from fastcifar.augment import Policy, erasing
 from fastcifar.augment.erasing import RandomErasing
-from fastcifar.augment.reference import Draws, erasing_noise
+from fastcifar.augment.philox import Draws
+from fastcifar.augment.transforms.erasing import erasing_noise
+from fastcifar.runtime.errors import UserError
 
 SHAPES = [(1, 1, 1, 1), (3, 3, 7, 5), (2, 4, 7, 5), (2, 3, 33, 31), (2, 1, 28, 28), (3, 3, 32, 32)]
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -163,6 +166,12 @@ def test_the_module_keeps_shape_layout_and_the_images_given(layout):
     strided = make_images((5, 3, 9, 16))[..., ::2]
     assert RandomErasing(0.0)(strided).is_contiguous()
     assert torch.equal(RandomErasing(0.0)(strided), strided)
+
+
+def test_a_policy_refuses_the_module_by_another_name_than_its_own_transform_has():
+    assert fastcifar.RandomErasing is erasing.BatchRandomErasing
+    with pytest.raises(UserError, match=r"BatchRandomErasing.* is no transform; valid are .*\bRandomErasing"):
+        Policy((RandomErasing(),))
 
 
 def test_one_image_is_a_batch_of_one():

@@ -10,7 +10,9 @@ import torch
 from scipy import stats
 
 import fastcifar
+from fastcifar.augment import TRANSFORMS, MixUp
 from fastcifar.augment.philox import Stream, below, epoch_order, normals, philox4x32, uniform
+from fastcifar.augment.transforms.erasing import NOISE_STREAM
 
 # Known answers of Random123 1.14 (kat_vectors, philox4x32-10): counter, key, result.
 KNOWN = [
@@ -106,10 +108,14 @@ def test_an_epochs_order_does_not_change_between_versions():
     assert epoch_order(0, 0, 8).tolist() == [2, 0, 5, 7, 6, 3, 4, 1]
 
 
-def test_streams_do_not_overlap_the_erasing_attempts():
-    attempts = range(Stream.ERASING_ATTEMPT, Stream.ERASING_ATTEMPT + 10)
-    assert [s for s in Stream if s in attempts] == [Stream.ERASING_ATTEMPT]
-    assert len({int(s) for s in Stream}) == len(list(Stream))
+def test_no_two_transforms_share_a_stream():
+    taken = [Stream.ORDER, NOISE_STREAM, MixUp.streams[0]]
+    for transform in TRANSFORMS.values():
+        taken += [
+            stream for stream in transform.streams if stream != MixUp.streams[0]
+        ]  # which CutMix shares: one of them at most
+    assert len(set(taken)) == len(taken)
+    assert all(stream < 32 for transform in TRANSFORMS.values() for stream in transform.streams)
 
 
 @pytest.mark.gpu

@@ -14,7 +14,7 @@ from fastcifar.augment import (
     RandomRotation,
     Translate,
 )
-from fastcifar.errors import UserError
+from fastcifar.runtime.errors import UserError
 
 CONFIG = {
     "transforms": [
@@ -27,7 +27,6 @@ CONFIG = {
         {"name": "RandomErasing", "value": "random", "scale": [0.02, 0.2]},
         {"name": "Cutout", "size": 8},
     ],
-    "dtype": "float16",
 }
 
 
@@ -36,24 +35,19 @@ def test_a_policy_survives_being_written_and_read_back():
     assert Policy.from_config(policy.to_config()) == policy
     assert policy.transforms[0] == RandomCrop(28, padding=4, padding_mode="reflect")
     assert policy.transforms[4] == RandomRotation((-5, 10))
-    assert policy.dtype == "float16"
 
 
 def test_lists_mean_the_same_as_tuples():
     assert Policy([Normalize([0.1, 0.2, 0.3], 0.5)]) == Policy((Normalize((0.1, 0.2, 0.3), 0.5),))
 
 
-def test_evaluation_keeps_normalisation_and_dtype_alone():
-    assert Policy.from_config(CONFIG).evaluation() == Policy((Normalize((0.1, 0.2, 0.3), 0.5),), "float16")
+def test_evaluation_keeps_normalisation_alone():
+    assert Policy.from_config(CONFIG).evaluation() == Policy((Normalize((0.1, 0.2, 0.3), 0.5),))
 
 
 def test_the_output_has_the_crops_size():
     assert Policy.from_config(CONFIG).output_size(32, 40, 3) == (28, 28)
     assert Policy().output_size(32, 40, 3) == (32, 40)
-
-
-def test_jitter_bounds_are_torchvisions():
-    assert ColorJitter(1.5, (0.3, 0.4), 0.0).bounds() == ((0.0, 2.5), (0.3, 0.4), (1.0, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +77,7 @@ def test_jitter_bounds_are_torchvisions():
         (lambda: Policy((torch.nn.Identity(),)), ["Identity()", "RandomCrop"]),
         (lambda: Policy((RandomCrop(3), RandomCrop(3))), ["RandomCrop", "2 times"]),
         (lambda: Policy((Normalize(0, 1), ColorJitter(0.1))), ["ColorJitter", "before"]),
-        (lambda: Policy(dtype="float64"), ["float64", "bfloat16"]),
+        (lambda: Policy.from_config({"dtype": "float16"}), ["dtype = 'float16'", "transforms"]),
         (lambda: Policy.from_config({"transforms": [{"name": "RandomCorp"}]}), ["'RandomCorp'", "'RandomCrop'"]),
         (lambda: Policy.from_config({"transforms": [{"name": "Cutout", "sise": 8}]}), ["sise = 8", "'size'"]),
         (lambda: Policy.from_config({"transforms": [{"name": "Cutout"}]}), ["Cutout", "size"]),

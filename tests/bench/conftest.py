@@ -8,8 +8,8 @@ import torch
 from fastcifar.bench import TINY
 from fastcifar.bench import floors as floors_module
 from fastcifar.bench.setting import Setting
-from fastcifar.config import Recipe, load_recipe
-from fastcifar.profiling.roofline import Ceilings
+from fastcifar.recipe import Recipe, load_recipe
+from fastcifar.runtime.roofline import Ceilings
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fastcifar.bench import augment, peers
-from fastcifar.config import load_recipe
 from fastcifar.data.resident import ResidentLoader
+from fastcifar.recipe import load_recipe
 
 CPU = torch.device("cpu")
 SEED = load_recipe("seed", ["train.precision=bf16"]).augment
@@ -17,7 +17,7 @@ SEED = load_recipe("seed", ["train.precision=bf16"]).augment
 def test_a_round_gives_every_batch_augmented(make):
     if make is augment.kornia:
         pytest.importorskip("kornia", reason="kornia is not installed")
-    with make(SEED, 4, 3, CPU) as work:
+    with make(SEED, 4, 3, CPU, torch.bfloat16) as work:
         batches = work.run()
         again = work.run()
     assert work.amount == 12
@@ -40,8 +40,8 @@ def test_both_policies_are_measured_at_each_batch_size(setting):
 
 @pytest.mark.gpu
 def test_captured_batches_are_those_of_the_loader():
-    device = torch.device("cuda")
-    with augment.ours(SEED, 4, 3, device) as ours, augment.graph(SEED, 4, 3, device) as graph:
+    case = SEED, 4, 3, torch.device("cuda"), torch.bfloat16
+    with augment.ours(*case) as ours, augment.graph(*case) as graph:
         assert all(map(torch.equal, graph.run(), ours.run()))
         assert graph.amount > ours.amount
 
@@ -49,9 +49,9 @@ def test_captured_batches_are_those_of_the_loader():
 def test_a_captured_batch_is_the_loader_alone(recipe, monkeypatch):
     """Nothing that moves a position on is timed with it, and the batches are still different ones."""
     monkeypatch.setattr(augment, "captured", lambda run: run)
-    policy, device = recipe.augment, torch.device("cpu")
-    _, run = augment._loader(policy, 4, 3, device)
+    case = recipe.augment, 4, 3, torch.device("cpu"), torch.float32
+    _, run = augment._loader(*case)
     expected = run()
     monkeypatch.setattr(ResidentLoader, "batch", lambda *_: pytest.fail("it writes its position first"))
-    with augment.graph(policy, 4, 3, device) as work:
+    with augment.graph(*case) as work:
         assert all(map(torch.equal, work.run(), expected))

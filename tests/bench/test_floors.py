@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastcifar.augment.policy import CutMix, Normalize, Policy, RandomCrop
+from fastcifar.augment import CutMix, Normalize, Policy, RandomCrop
 from fastcifar.bench import floors
 
 CPU = torch.device("cpu")
@@ -16,16 +16,16 @@ def test_a_copy_is_bytes_read_and_written_over_the_bandwidth(ceilings):
 
 
 @pytest.mark.parametrize(
-    ("policy", "words"),
+    ("policy", "dtype", "words"),
     [
-        (Policy((Normalize(0.5, 0.5),)), "3,072 B read + 6,144 B written"),
-        (Policy((Normalize(0.5, 0.5),), "float32"), "3,072 B read + 12,288 B written"),
-        (Policy((RandomCrop(16),)), "3,072 B read + 1,536 B written"),
-        (Policy((CutMix(),)), "6,144 B read + 6,144 B written"),
+        (Policy((Normalize(0.5, 0.5),)), torch.bfloat16, "3,072 B read + 6,144 B written"),
+        (Policy((Normalize(0.5, 0.5),)), torch.float32, "3,072 B read + 12,288 B written"),
+        (Policy((RandomCrop(16),)), torch.bfloat16, "3,072 B read + 1,536 B written"),
+        (Policy((CutMix(),)), torch.bfloat16, "6,144 B read + 6,144 B written"),
     ],
 )
-def test_a_policy_reads_uint8_and_writes_what_it_gives(ceilings, policy, words):
-    assert floors.policy_floor(policy, CPU).of.startswith(words)
+def test_a_policy_reads_uint8_and_writes_what_it_gives(ceilings, policy, dtype, words):
+    assert floors.policy_floor(policy, dtype, CPU).of.startswith(words)
 
 
 def test_a_training_step_is_six_operations_for_each_multiply_accumulate_of_each_image(ceilings):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastcifar.augment.policy import CutMix, Normalize, Policy
+from fastcifar.augment import CutMix, Normalize, Policy
 from fastcifar.bench import loader
 from fastcifar.bench.peers import Unavailable
 
@@ -29,7 +29,7 @@ def seen(monkeypatch):
 def test_ours_goes_through_the_whole_data_set_and_every_round_is_another_epoch(make, seen):
     if make is loader.streaming:
         pytest.importorskip("ffcv.loader", reason="FFCV cannot be imported; see `make setup`")
-    with make(POLICY, 4, 8, CPU) as work:
+    with make(POLICY, 4, 8, CPU, torch.bfloat16) as work:
         work.run()
         work.run()
     assert seen == {"images": 2 * work.amount, "epochs": [0, 1]}
@@ -37,14 +37,15 @@ def test_ours_goes_through_the_whole_data_set_and_every_round_is_another_epoch(m
 
 
 def test_ffcv_goes_through_the_whole_data_set(seen, without_compiling):
-    with loader.ffcv("bfloat16", 4, 8, CPU) as work:
+    with loader.ffcv(4, 8, CPU, torch.bfloat16) as work:
         work.run()
     assert seen["images"] == work.amount == 8
 
 
 def test_a_policy_that_mixes_images_is_not_streamed():
     pytest.importorskip("ffcv.loader", reason="FFCV cannot be imported; see `make setup`")
-    with pytest.raises(Unavailable, match="CutMix"), loader.streaming(Policy((CutMix(),)), 4, 8, CPU):
+    case = Policy((CutMix(),)), 4, 8, CPU, torch.bfloat16
+    with pytest.raises(Unavailable, match="CutMix"), loader.streaming(*case):
         pass
 
 

@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from fastcifar.augment import policy as p
-from fastcifar.augment.policy import Policy
+from fastcifar import augment as p
+from fastcifar.augment import Policy
 from fastcifar.bench import peers
 from fastcifar.bench.setting import random_split
-from fastcifar.config import load_recipe
+from fastcifar.recipe import load_recipe
 
 CPU = torch.device("cpu")
 SEED = load_recipe("seed", ["train.precision=bf16"]).augment
@@ -36,7 +36,7 @@ def test_a_peer_that_is_there_and_broken_says_what_is_wrong_with_it(monkeypatch,
 
 
 def test_torchvision_is_given_the_policys_transforms_in_its_order_and_with_its_parameters():
-    steps = peers.v2_policy(SEED).transforms
+    steps = peers.v2_policy(SEED, torch.bfloat16).transforms
     assert [type(step).__name__ for step in steps] == [
         *("RandomCrop", "RandomHorizontalFlip", "ColorJitter", "RandomRotation"),
         *("ToDtype", "Normalize", "RandomErasing", "ToDtype"),
@@ -47,8 +47,13 @@ def test_torchvision_is_given_the_policys_transforms_in_its_order_and_with_its_p
 
 
 def test_a_policy_that_needs_no_floats_is_made_floats_all_the_same():
-    policy = Policy((p.RandomHorizontalFlip(),), "float32")
-    assert [type(step) for step in peers.v2_policy(policy).transforms] == [v2.RandomHorizontalFlip, v2.ToDtype, v2.ToDtype]
+    policy = Policy((p.RandomHorizontalFlip(),))
+    steps = peers.v2_policy(policy, torch.float32).transforms
+    assert [type(step) for step in steps] == [
+        v2.RandomHorizontalFlip,
+        v2.ToDtype,
+        v2.ToDtype,
+    ]
 
 
 @pytest.mark.parametrize("build", [peers.pil_policy, peers.v2_policy, peers.kornia_policy])
@@ -57,16 +62,16 @@ def test_a_transform_that_a_peer_lacks_is_named(build, transform):
     if build is peers.kornia_policy:
         pytest.importorskip("kornia", reason="kornia is not installed")
     with pytest.raises(peers.Unavailable, match=type(transform).__name__):
-        build(Policy((transform,)))
+        build(Policy((transform,)), *(() if build is peers.pil_policy else (torch.bfloat16,)))
 
 
 @pytest.mark.parametrize("policy", [SEED, Policy((p.Normalize(0.5, 0.5), p.RandomErasing()))])
 @pytest.mark.parametrize("build", [peers.v2_policy, peers.kornia_policy])
-def test_a_batch_comes_out_in_its_shape_and_the_policys_dtype_and_is_normalised(build, policy):
+def test_a_batch_comes_out_in_its_shape_and_the_dtype_asked_for_and_is_normalised(build, policy):
     if build is peers.kornia_policy:
         pytest.importorskip("kornia", reason="kornia is not installed")
     images = torch.from_numpy(random_split(16).images).permute(0, 3, 1, 2)
-    out = build(policy)(images)
+    out = build(policy, torch.bfloat16)(images)
     assert (out.shape, out.dtype) == ((16, 3, 32, 32), torch.bfloat16)
     assert -1 <= out.min() < -0.5 < 0.5 < out.max() <= 1
 
@@ -74,7 +79,7 @@ def test_a_batch_comes_out_in_its_shape_and_the_policys_dtype_and_is_normalised(
 def test_kornia_rotates_every_image_as_torchvision_does():
     pytest.importorskip("kornia", reason="kornia is not installed")
     images = torch.from_numpy(random_split(32).images).permute(0, 3, 1, 2)
-    out = peers.kornia_policy(Policy((p.RandomRotation((30, 40)),), "float32"))(images)
+    out = peers.kornia_policy(Policy((p.RandomRotation((30, 40)),)), torch.float32)(images)
     assert (out != images.float() / 255).flatten(1).any(1).all()
 
 
@@ -84,7 +89,7 @@ def test_pil_gives_an_image_in_float32():
 
 
 def test_the_data_loader_gives_every_image_once_and_in_order_where_it_does_not_shuffle(tmp_path):
-    split, policy = random_split(10), Policy((), "float32")
+    split, policy = random_split(10), Policy(())
     loader = peers.data_loader(split, tmp_path, policy, 4, CPU, shuffle=False)
     images, labels = (torch.cat(parts) for parts in zip(*loader, strict=True))
     assert torch.equal(images, torch.from_numpy(split.images).permute(0, 3, 1, 2) / 255)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastcifar.bench import report
-from fastcifar.bench.measurement import Measurement
+from fastcifar.runtime.measurement import Measurement
 
 
 def row(variant="fastcifar", rounds=(1.0, 2.0, 4.0), *, case="a case", ratio=None, note="", subject="step", batch=64):

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fastcifar.bench import scaling
-from fastcifar.config import load_recipe
 from fastcifar.data.streaming import RESIDENT_SHARE, choose_loader
+from fastcifar.recipe import load_recipe
 
 SMALL = [
     "model.channels=[16, 32]",

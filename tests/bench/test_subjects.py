@@ -7,7 +7,7 @@ import torch
 
 from fastcifar.bench import SUBJECTS, TINY, choose_subjects, make_cases, run
 from fastcifar.bench.setting import ON_CPU, ON_CUDA
-from fastcifar.errors import UserError
+from fastcifar.runtime.errors import UserError
 
 CPU = torch.device("cpu")
 UNITS = {"step": "steps/s", "epoch": "s", "train": "s"}
@@ -71,7 +71,7 @@ def test_without_batch_sizes_it_is_the_recipes(recipe):
 
 
 def test_a_policy_that_does_not_fit_the_images_is_one_clear_line(recipe):
-    from fastcifar.augment.policy import Policy, RandomCrop
+    from fastcifar.augment import Policy, RandomCrop
 
     with pytest.raises(UserError, match="RandomCrop: size = 64"):
         run(["augment"], CPU, dataclasses.replace(recipe, augment=Policy((RandomCrop(64),))), sizes=TINY)

@@ -9,7 +9,7 @@ import torch
 from fastcifar.bench import training
 from fastcifar.bench.plain import PlainTraining
 from fastcifar.bench.setting import Setting, Size
-from fastcifar.config import load_recipe
+from fastcifar.recipe import load_recipe
 
 
 def one(cases):
@@ -60,7 +60,7 @@ def test_an_epoch_trains_on_all_and_scores_a_quarter(setting, engines):
     case = one(training.epoch_cases(setting))
     with contestant(case, "fastcifar").ready() as work:
         work.run()
-    assert engines[0].step.position == 2
+    assert engines[0].loader.position == 2
     assert engines[0].evaluator("val").score().images == 4
     assert case.name == "seed, 16 images"
 
@@ -71,7 +71,7 @@ def test_a_run_has_the_epochs_that_are_asked_for_and_a_directory_of_its_own(sett
     with contestant(case, "fastcifar").ready() as work:
         for _ in range(2):
             summary = work.run()
-            assert (summary["epochs"], summary["steps"]) == (3, 6)
+            assert (summary.epochs, summary.steps) == (3, 6)
     assert "train" in work.note()
 
 
@@ -97,7 +97,7 @@ def test_a_long_warm_up_of_the_learning_rate_is_no_obstacle():
     recipe = load_recipe("cpu", ["schedule.warmup_epochs=5.0", "model.channels=[8, 8, 16]", "model.stem_channels=8"])
     setting = Setting(torch.device("cpu"), recipe, Size(rounds=1, images=16, batches=(8,)))
     with one(training.train_cases(setting)).contestants[0].ready() as work:
-        assert work.run()["steps"] == 2
+        assert work.run().steps == 2
 
 
 @pytest.mark.parametrize("cases", [training.step_cases, training.epoch_cases, training.train_cases])

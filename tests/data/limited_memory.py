@@ -1,6 +1,6 @@
-"""What `test_streaming.py` starts in a process of its own: `limited_memory.py FOLDER BYTES`.
+"""Script that `test_streaming.py` starts in a separate process: `limited_memory.py FOLDER BYTES`.
 
-It opens the data set in FOLDER, trains nothing, but makes every batch of an epoch, with BYTES to allocate from then on.
+It opens the data set in FOLDER and loads every batch of an epoch, with at most BYTES of new memory.
 """
 
 import resource
@@ -16,7 +16,7 @@ from fastcifar.data.streaming import StreamingLoader
 
 
 def limit_memory(more: int) -> None:
-    """Let this process allocate `more` bytes than now; maps of files do not count."""
+    """Let this process allocate at most `more` new bytes; mapped files do not count."""
     with open("/proc/self/status") as status:
         now = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
     resource.setrlimit(resource.RLIMIT_DATA, (now + more, now + more))

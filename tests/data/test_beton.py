@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastcifar.data.beton import ALLOCATION, FIELD, HEADER, IMAGE, MIN_PAGE_SIZE, _record, read_beton, write_beton
-from fastcifar.errors import UserError
+from fastcifar.runtime.errors import UserError
 
 METADATA = HEADER.itemsize + 2 * FIELD.itemsize  # where it begins, with two fields
 RECORD = _record([2, 1])

@@ -7,7 +7,7 @@ import pytest
 
 from data_prep.sources import find_source
 from fastcifar.data.beton import read_beton, write_beton
-from fastcifar.errors import UserError
+from fastcifar.runtime.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # FFCV's own, and those of numba and multiprocessing under it
 
@@ -22,7 +22,7 @@ except Exception as error:  # its compiled part fails in many ways
 
 
 class Samples:
-    """What FFCV's writer takes: an indexable of tuples."""
+    """The input of FFCV's writer: an indexable of tuples."""
 
     def __init__(self, *columns):
         self.columns = columns

@@ -8,7 +8,7 @@ import pytest
 
 from fastcifar.data.beton import write_beton
 from fastcifar.data.dataset import Manifest, Split, file_sha256, load_dataset, load_manifest
-from fastcifar.errors import UserError
+from fastcifar.runtime.errors import UserError
 
 
 def write_dataset(root, counts, *, seed=0, labels=None):

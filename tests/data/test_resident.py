@@ -8,9 +8,9 @@ from fastcifar.augment import IGNORE, MixUp, Normalize, Policy, RandomCrop, Rand
 from fastcifar.data.beton import Beton, read_beton, write_beton
 from fastcifar.data.dataset import Split
 from fastcifar.data.resident import ResidentLoader, uploaded
-from fastcifar.errors import UserError
+from fastcifar.runtime.errors import UserError
 
-POLICY = Policy((RandomCrop(8, padding=2), RandomHorizontalFlip(), Normalize(0.5, 0.5)), dtype="float32")
+POLICY = Policy((RandomCrop(8, padding=2), RandomHorizontalFlip(), Normalize(0.5, 0.5)))
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def epoch_of(loader, epoch):
     return torch.cat(images), torch.cat(labels)
 
 
-def test_batches_are_channels_last_of_the_policys_dtype_with_int64_labels(split):
+def test_batches_are_channels_last_of_the_loaders_dtype_with_int64_labels(split):
     images, labels = next(iter(ResidentLoader(split, POLICY, batch_size=16)))
     assert images.shape == (16, 3, 8, 8)
     assert images.dtype == torch.float32
@@ -78,7 +78,7 @@ def test_a_batch_larger_than_the_split_is_padded_in_evaluation(split):
 
 
 def test_a_policy_that_mixes_gives_probabilities_of_all_classes(split):
-    policy = Policy((*POLICY.transforms, MixUp(1.0)), dtype="float32")
+    policy = Policy((*POLICY.transforms, MixUp(1.0)))
     _, targets = next(iter(ResidentLoader(split, policy, batch_size=16, num_classes=60)))
     assert targets.shape == (16, 60)
     torch.testing.assert_close(targets.sum(1), torch.ones(16))

@@ -18,13 +18,13 @@ import torch
 
 from data_prep.sources import find_source
 from fastcifar.augment import CutMix, MixUp, Normalize, Policy, RandomCrop, RandomHorizontalFlip
-from fastcifar.config import load_recipe
 from fastcifar.data.beton import read_beton, write_beton
 from fastcifar.data.dataset import Manifest, Split, file_sha256
 from fastcifar.data.resident import ResidentLoader
-from fastcifar.data.shard import Shard
 from fastcifar.data.streaming import StreamingLoader, choose_loader
-from fastcifar.errors import UserError
+from fastcifar.recipe import load_recipe
+from fastcifar.runtime.errors import UserError
+from fastcifar.runtime.shard import Shard
 
 try:
     threads = torch.get_num_threads()
@@ -38,7 +38,7 @@ finally:
     torch.set_num_threads(threads)
 
 needs_ffcv = pytest.mark.skipif(bool(FFCV_MISSING), reason=FFCV_MISSING)
-POLICY = Policy((RandomCrop(8, padding=2), RandomHorizontalFlip(), Normalize(0.5, 0.5)), dtype="float32")
+POLICY = Policy((RandomCrop(8, padding=2), RandomHorizontalFlip(), Normalize(0.5, 0.5)))
 
 
 def write_split(path, count=50, height=8, width=9):
@@ -54,7 +54,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loader(path):
-    """Ten images a batch, for tests that leave nothing behind in it."""
+    """A loader with ten images per batch, for tests that do not change it."""
     made = StreamingLoader(path, POLICY, batch_size=10, seed=7)
     yield made
     made.close()
@@ -83,7 +83,7 @@ def check_batch(ours, theirs):
 
 
 def readers():
-    """The threads that read, of all loaders."""
+    """The reading threads of all loaders."""
     return [thread for thread in threading.enumerate() if type(thread).__name__ == "Reading"]
 
 
@@ -127,7 +127,7 @@ def test_a_rank_gets_the_batches_that_the_resident_loader_gives_it(path, shuffle
 
 @needs_ffcv
 def test_a_policy_without_transforms_gives_copies_not_ffcvs_buffers(path):
-    policy = Policy((), dtype="float32")
+    policy = Policy(())
     streaming = StreamingLoader(path, policy, batch_size=2)
     batches = list(streaming)  # all kept, through more batches than there are buffers
     for ours, theirs in zip(batches, resident(path, policy, batch_size=2), strict=True):
@@ -168,7 +168,7 @@ def test_batches_out_of_order_are_right(loader, path):
 
 @needs_ffcv
 def test_no_thread_outlives_an_abandoned_epoch(tmp_path):
-    """In an epoch of 40 batches, whatever it is abandoned for."""
+    """An epoch of 40 batches, abandoned in different ways."""
     loader = StreamingLoader(write_split(tmp_path / "a.beton", 400), POLICY, batch_size=10)
     assert not readers()
     for epoch in range(3):
@@ -207,7 +207,7 @@ def test_the_thread_ends_with_the_epoch(loader):
 
 @needs_ffcv
 def test_memory_and_threads_stay_flat_over_20_epochs(tmp_path):
-    """A third of the epochs is abandoned. A batch kept in each of them, 300 kB, would come to 6 MB."""
+    """A third of the epochs is abandoned. A leak of one batch (300 kB) per epoch would be 6 MB."""
 
     def used():
         gc.collect()
@@ -235,7 +235,7 @@ def test_memory_and_threads_stay_flat_over_20_epochs(tmp_path):
 @pytest.mark.slow
 @needs_ffcv
 def test_a_data_set_that_memory_does_not_hold_is_streamed(tmp_path):
-    """A process that may allocate 160 MiB makes every batch of 288 MiB of pixels, and could not hold them."""
+    """A process limited to 160 MiB loads every batch of 288 MiB of pixels, which it could not hold."""
     images = np.broadcast_to(np.arange(24 * 64 * 64 * 3, dtype=np.uint8).reshape(24, 1, 64, 64, 3), (24, 1000, 64, 64, 3))
     write_beton(tmp_path / "train.beton", images.reshape(-1, 64, 64, 3), np.arange(24_000) % 2)
     manifest = Manifest(
@@ -259,7 +259,7 @@ def test_a_data_set_that_memory_does_not_hold_is_streamed(tmp_path):
 
 @needs_ffcv
 def test_opening_a_file_costs_a_fraction_of_its_pixels(tmp_path):
-    """FFCV's own memory map takes 500 bytes a sample, in Python objects."""
+    """FFCV's own memory map takes 500 bytes per sample, in Python objects."""
     from ffcv.reader import Reader as FileReader
 
     from fastcifar.data.ffcv_reader import FileMap
@@ -418,13 +418,13 @@ def test_auto_takes_four_fifths_of_the_free_memory():
     assert choose_loader("auto", 800, "cpu", 1000)[0] == "resident"
     assert choose_loader("auto", 801, "cpu", 1000)[0] == "streaming"
     reason = choose_loader("auto", 100 * 2**30, "cuda", 2**30)[1]
-    assert reason == "102,400 MiB of pixels, 1,024 MiB free on cuda, of which 80% may be taken"
+    assert reason == "102,400 MiB of pixels, 1,024 MiB free on cuda, a resident split may take 80% of it"
 
 
 def test_a_loader_that_is_asked_for_is_chosen_and_no_other_exists():
     assert choose_loader("streaming", 1, "cpu", 1000) == ("streaming", "as asked")
     assert choose_loader("resident", 2000, "cpu", 1000) == ("resident", "as asked")
-    with pytest.raises(UserError, match="--loader disk: must be auto or one of resident, streaming"):
+    with pytest.raises(UserError, match="`loader=disk`: must be auto or one of resident, streaming"):
         choose_loader("disk", 1, "cpu", 1000)
 
 
@@ -436,10 +436,10 @@ def test_free_memory_is_asked_of_the_system(monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("busy", ["nobody", "the device", "the host"])
+@pytest.mark.parametrize("busy", ["neither", "the device", "the host"])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_batches_on_cuda_are_the_resident_loaders_whoever_is_slow(tmp_path, shuffle, busy):
-    """Buffers are used again many times while one side is far behind the other, with epochs abandoned in between."""
+def test_batches_on_cuda_are_the_resident_loaders_whichever_side_is_slow(tmp_path, shuffle, busy):
+    """Buffers are reused many times while one side is far behind the other, with epochs abandoned in between."""
     path = write_split(tmp_path / "a.beton", 2000, 32, 32)
     options = dict(batch_size=32, seed=5, device="cuda", shuffle=shuffle)
     streaming, expected = StreamingLoader(path, Policy((Normalize(0.5, 0.5),)), **options), []
@@ -470,7 +470,7 @@ def test_a_batch_on_cuda_waits_for_no_kernel(tmp_path, without_waiting):
 @needs_ffcv
 @pytest.mark.gpu
 def test_the_first_copy_waits_for_what_its_memory_was_used_for(tmp_path):
-    """The allocator hands memory on when it is freed, though a kernel that was launched before may still write to it."""
+    """The allocator reuses freed memory at once, although an earlier kernel may still write to it."""
     path = write_split(tmp_path / "a.beton", 64, 32, 32)
     options = dict(batch_size=32, seed=5, device="cuda")
     streaming, expected = StreamingLoader(path, POLICY, **options), resident(path, **options).batch(0)
@@ -479,5 +479,5 @@ def test_the_first_copy_waits_for_what_its_memory_was_used_for(tmp_path):
     torch._foreach_zero_(freed)
     del freed
     batch = streaming.batch(0)
-    streaming._feed.stream.synchronize()  # without the wait, the copy is done before the device comes to the kernel above
+    streaming._feed.stream.synchronize()  # without the wait, the copy finishes before the kernel above runs
     check_batch(batch, expected)

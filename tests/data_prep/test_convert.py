@@ -15,7 +15,7 @@ from data_prep import convert, prepare
 from data_prep.sources import find_source
 from fastcifar.data.beton import read_beton
 from fastcifar.data.dataset import load_dataset
-from fastcifar.errors import UserError
+from fastcifar.runtime.errors import UserError
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ prepare(SOURCE, OUT, seed=SEED)
 sys.setprofile(None)
 print(calls)
 """
-"""Prepares, and kills itself at its n-th call of the system or of NumPy while it writes; prints how many there are."""
+"""Prepares, and kills itself at the n-th call of the system or of NumPy while it writes; prints the number of calls."""
 
 
 def test_killed_at_any_moment_the_folder_is_the_old_set_or_the_new(folder, tmp_path):
@@ -156,11 +156,11 @@ def test_killed_at_any_moment_the_folder_is_the_old_set_or_the_new(folder, tmp_p
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"val_fraction": 1.0}, "--val-fraction 1.0"),
-        ({"val_fraction": -0.1}, "--val-fraction -0.1"),
+        ({"val_fraction": 1.0}, "`val_fraction=1.0`"),
+        ({"val_fraction": -0.1}, "`val_fraction=-0.1`"),
         ({"val_fraction": 0.999}, "no image to train on"),
-        ({"seed": -1}, "--seed -1"),
-        ({"resize": 0}, "--resize 0"),
+        ({"seed": -1}, "`seed=-1`"),
+        ({"resize": 0}, "`resize=0`"),
     ],
 )
 def test_bad_arguments_are_refused(folder, tmp_path, options, words):

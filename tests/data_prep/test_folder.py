@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from data_prep.sources import find_source
-from fastcifar.errors import UserError
+from fastcifar.runtime.errors import UserError
 
 
 def quiet(stage, share):
@@ -76,7 +76,7 @@ def test_an_image_of_another_size_is_named(folder):
     message = refusal(find_source(folder).read, quiet)
     assert message.startswith(f"{folder / 'train' / 'bee' / 'bb.png'}: 6x4 pixels")
     assert "5x4" in message
-    assert "--resize" in message
+    assert "`resize=N`" in message
 
 
 def test_resize_makes_images_one_size(folder):
@@ -90,19 +90,19 @@ def test_resize_makes_images_one_size(folder):
 def test_a_file_that_is_no_image_is_named(folder):
     odd = folder / "train" / "ant" / "notes.txt"
     odd.write_text("not an image")
-    assert f"{odd}: not an image that Pillow can open" in refusal(find_source(folder).read, quiet)
+    assert f"{odd}: Pillow cannot open it as an image: " in refusal(find_source(folder).read, quiet)
 
 
 def test_an_image_cut_off_is_named(folder):
     write_image(folder / "train" / "ant" / "a.png", (5, 4))
     odd = folder / "train" / "ant" / "a.png"
     odd.write_bytes(odd.read_bytes()[:-30])
-    assert f"{odd}: not an image" in refusal(find_source(folder).read, quiet)
+    assert f"{odd}: Pillow cannot open it as an image" in refusal(find_source(folder).read, quiet)
 
 
 def test_sixteen_bit_images_are_refused_and_not_cut_off(folder):
     Image.fromarray(np.full((4, 5), 40_000, np.uint16)).save(folder / "train" / "ant" / "a.png")
-    assert "a.png: more than 8 bits a channel" in refusal(find_source(folder).read, quiet)
+    assert "a.png: more than 8 bits per channel" in refusal(find_source(folder).read, quiet)
 
 
 def test_hidden_files_are_left_out(folder):

@@ -16,7 +16,7 @@ import pytest
 
 from data_prep import sources
 from data_prep.sources import LAYOUTS, find_source, read_cifar, unpickle
-from fastcifar.errors import UserError
+from fastcifar.runtime.errors import UserError
 
 LAYOUT = {layout.folder: layout for layout in LAYOUTS}
 PER_FILE = 3
@@ -196,8 +196,8 @@ def test_a_file_that_is_cifars_in_form_but_too_short_is_refused():
 
 
 def test_resize_is_only_for_image_folders(tmp_path, small):
-    assert "--resize 16: only for" in refusal(find_source, write_folder(tmp_path, small["cifar-10-batches-py"]), 16)
-    assert "--resize 16: only for" in refusal(find_source, "synthetic", 16)
+    assert "`resize=16`: only for" in refusal(find_source, write_folder(tmp_path, small["cifar-10-batches-py"]), 16)
+    assert "`resize=16`: only for" in refusal(find_source, "synthetic", 16)
 
 
 def test_the_synthetic_source_has_two_splits_and_is_new_when_the_code_that_draws_it_is(monkeypatch, tmp_path):

@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 
-from fastcifar.engine.distributed import joined
 from fastcifar.engine.engine import Engine
-from fastcifar.engine.precision import PRECISIONS, arithmetic
+from fastcifar.runtime.distributed import World, process_group
+from fastcifar.runtime.precision import PRECISIONS
 
 
 def with_train(recipe, **changes):
@@ -36,8 +36,8 @@ def test_a_reset_engine_trains_as_a_new_one_of_that_seed(recipe, dataset, needs_
     if (optimizer, device) == ("sgd", "cpu"):
         needs_sgd(precision)
     recipe = dataclasses.replace(recipe, optimizer=dataclasses.replace(recipe.optimizer, name=optimizer))
-    recipe = with_train(recipe, pad_widths=pad).with_precision(precision)
-    with joined(device) as world, arithmetic(precision, deterministic=True):
+    recipe = with_train(recipe, pad_widths=pad, deterministic=True).with_precision(precision)
+    with process_group(device) as world:
         used = Engine(recipe, dataset, world)
         used.step.run(7)
         used.reset(3)
@@ -55,7 +55,7 @@ def test_every_precision_trains_to_about_the_same_loss(recipe, dataset, needs_sg
     needs_sgd(precision)
     losses = {}
     for name in ("fp32", precision):
-        with joined("cpu") as world, arithmetic(name):
+        with process_group("cpu") as world:
             engine = Engine(recipe.with_precision(name), dataset, world)
             engine.step.run(10)
             losses[name] = engine.step.losses
@@ -67,7 +67,7 @@ def test_every_precision_trains_to_about_the_same_loss(recipe, dataset, needs_sg
 )
 def test_pure_precisions_keep_all_weights_but_batchnorms_in_16_bits(recipe, dataset, needs_sgd, precision, dtype):
     needs_sgd(precision)
-    with joined("cpu") as world:
+    with process_group("cpu") as world:
         engine = Engine(recipe.with_precision(precision), dataset, world)
     dtypes = {name: parameter.dtype for name, parameter in engine.model.named_parameters()}
     assert {kind for name, kind in dtypes.items() if ".norm." in name} == {torch.float32}
@@ -75,7 +75,7 @@ def test_pure_precisions_keep_all_weights_but_batchnorms_in_16_bits(recipe, data
 
 
 def test_a_step_whose_gradients_overflow_is_skipped_and_the_scale_halved(recipe, dataset):
-    with joined("cpu") as world:
+    with process_group("cpu") as world:
         engine = Engine(recipe.with_precision("fp16"), dataset, world)
         scale = engine.scaler_state()["scaler_scale"]
         engine.step.run(1)
@@ -91,13 +91,13 @@ def test_evaluation_that_cannot_be_compiled_is_eager_and_says_why(recipe, datase
     def refuse(*_):
         raise RuntimeError("no kernel")
 
-    monkeypatch.setattr("fastcifar.engine.step.compile_alone", lambda function: function)
-    monkeypatch.setattr("fastcifar.engine.evaluate.compile_alone", lambda function: refuse)
-    with joined("cpu") as world:
+    monkeypatch.setattr("fastcifar.engine.step.compile_static", lambda function: function)
+    monkeypatch.setattr("fastcifar.engine.evaluate.compile_static", lambda function: refuse)
+    with process_group("cpu") as world:
         engine, eager = (Engine(recipe, dataset, world, backend=name) for name in ("compiled", "eager"))
         engine.warm_up()
         assert engine.backend == "compiled"
-        assert engine.why == "as asked; evaluation is eager: no kernel"
+        assert engine.backend_reason == "as asked; evaluation is eager: no kernel"
         scores = []
         for one in (engine, eager):
             one.evaluator("val").run()
@@ -105,9 +105,31 @@ def test_evaluation_that_cannot_be_compiled_is_eager_and_says_why(recipe, datase
     assert torch.equal(scores[0].confusion, scores[1].confusion)
 
 
+def test_evaluation_that_fails_with_the_options_asked_for_is_compiled_with_plain_ones(recipe, dataset, monkeypatch):
+    from torch._inductor import config
+
+    def fail_if_tuned(function):
+        def compiled(*arguments):
+            if config.max_autotune:
+                raise RuntimeError("no valid triton configs")
+            return function(*arguments)
+
+        return compiled
+
+    monkeypatch.setattr("fastcifar.engine.step.compile_static", lambda function: function)
+    monkeypatch.setattr("fastcifar.engine.evaluate.compile_static", fail_if_tuned)
+    with process_group("cpu") as world, Engine(recipe, dataset, world, backend="compiled") as engine:
+        with config.patch(max_autotune=True):
+            engine.warm_up()
+        expected = "as asked; evaluation is compiled with plain options: no valid triton configs"
+        assert engine.backend_reason == expected
+        engine.evaluator("val").run()
+        assert engine.evaluator("val").score().images == 20
+
+
 @pytest.mark.gpu
 def test_validation_and_test_are_captured_in_the_warm_up(recipe, dataset):
-    with joined("cuda") as world:
+    with process_group("cuda") as world:
         engine = Engine(recipe, dataset, world, backend="captured")
         engine.warm_up()
         assert all(engine.evaluator(split).replay for split in ("val", "test"))
@@ -118,22 +140,29 @@ def test_evaluation_that_cannot_be_compiled_is_captured_in_the_warm_up_too(recip
     def refuse(*_):
         raise RuntimeError("no kernel")
 
-    monkeypatch.setattr("fastcifar.engine.evaluate.compile_alone", lambda function: refuse)
-    with joined("cuda") as world:
+    monkeypatch.setattr("fastcifar.engine.evaluate.compile_static", lambda function: refuse)
+    with process_group("cuda") as world:
         engine = Engine(recipe, dataset, world, backend="captured")
         engine.warm_up()
-        assert engine.why == "as asked; evaluation is eager: no kernel"
+        assert engine.backend_reason == "as asked; evaluation is eager: no kernel"
         assert all(engine._evaluators[split].replay for split in ("val", "test"))
+
+
+def test_an_engine_on_a_cpu_keeps_what_it_frees(recipe, dataset, monkeypatch):
+    told = []
+    monkeypatch.setattr("fastcifar.engine.engine.keep_freed_memory", lambda: told.append(True))
+    Engine(recipe, dataset, World(torch.device("cpu")))
+    assert told
 
 
 COUNT = """
 import json, sys, torch
-from fastcifar.engine.distributed import joined
+from fastcifar.runtime.distributed import World, process_group
 from fastcifar.engine.engine import Engine
 from torch._dynamo.utils import counters
 
 case = torch.load(sys.argv[1], weights_only=False)
-with joined(sys.argv[2]) as world:
+with process_group(sys.argv[2]) as world:
     engine = Engine(case["recipe"], case["dataset"], world, backend=sys.argv[3])
     engine.warm_up()
     counts = [counters["stats"]["unique_graphs"]]

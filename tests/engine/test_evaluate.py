@@ -1,4 +1,4 @@
-"""Scores: against counts made by hand, whatever the batch size and the padding."""
+"""Scores equal counts made by hand, for any batch size and padding."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from fastcifar.data.dataset import Split
 from fastcifar.data.resident import ResidentLoader
 from fastcifar.engine.evaluate import Evaluator, evaluate, logits_of
 
-POLICY = Policy((Normalize(0.5, 0.5),), dtype="float32")
+POLICY = Policy((Normalize(0.5, 0.5),))
 
 
 @pytest.fixture

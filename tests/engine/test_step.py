@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from fastcifar.data.resident import ResidentLoader
 from fastcifar.engine import step as steps
-from fastcifar.errors import UserError
+from fastcifar.engine.backends import build_step
 from fastcifar.models import build_model
 from fastcifar.optim.optimizers import build_optimizer
 from fastcifar.optim.schedules import lr_table
@@ -26,7 +26,7 @@ def make_step(recipe, dataset, backend="eager"):
     model = build_model(recipe.model).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, recipe.optimizer)
     loader = ResidentLoader(dataset.train, recipe.augment, batch_size=recipe.train.batch_size, seed=recipe.train.seed)
-    return model, steps.build(model, optimizer, loader, recipe, backend)
+    return model, build_step(model, optimizer, loader, recipe, backend)
 
 
 def test_the_step_is_the_training_loop_one_would_write_by_hand(recipe, dataset):
@@ -83,39 +83,11 @@ def test_compiled_equals_eager(recipe, dataset):
     torch.testing.assert_close(compiled.losses[:4], eager.losses[:4], rtol=1e-4, atol=1e-5)
 
 
-def test_an_unknown_back_end_is_refused():
-    with pytest.raises(UserError, match="--step captive: must be auto or one of captured, compiled, eager"):
-        steps.choose_backend("captive", torch.device("cpu"))
-
-
-def test_without_a_compiler_nothing_is_compiled(monkeypatch):
-    monkeypatch.setattr("fastcifar.compiler.shutil.which", lambda name: None)
-    missing = "torch.compile needs a C compiler, and none is installed (Debian: build-essential)"
-    for asked in ("auto", "captured", "compiled"):
-        assert steps.choose_backend(asked, torch.device("cuda")) == ("eager", missing)
-
-
-@pytest.mark.parametrize(
-    ("asked", "device", "streaming", "expected"),
-    [
-        ("auto", "cpu", False, ("eager", "torch.compile is no gain on a CPU")),
-        ("auto", "cuda", False, ("captured", "the fewest launches")),
-        ("auto", "cuda", True, ("compiled", "streamed batches come from the host, which a CUDA graph cannot wait for")),
-        ("captured", "cuda", False, ("captured", "as asked")),
-        ("captured", "cpu", False, ("compiled", "a CUDA graph needs a CUDA device, this is cpu")),
-        ("compiled", "cpu", True, ("compiled", "as asked")),
-        ("eager", "cuda", False, ("eager", "as asked")),
-    ],
-)
-def test_the_back_end_is_the_first_that_can_be_had_and_says_why(asked, device, streaming, expected):
-    assert steps.choose_backend(asked, torch.device(device), streaming=streaming) == expected
-
-
 def test_a_mark_hears_of_every_phase_in_order(recipe, dataset):
     phases = []
     model = build_model(recipe.model)
     loader = ResidentLoader(dataset.train, recipe.augment, batch_size=16)
-    step = steps.build(model, build_optimizer(model, recipe.optimizer), loader, recipe, mark=phases.append)
+    step = build_step(model, build_optimizer(model, recipe.optimizer), loader, recipe, mark=phases.append)
     step.run(2)
     assert phases == ["begin", "augment", "forward", "loss", "backward", "optimizer"] * 2
 
@@ -124,7 +96,7 @@ def test_what_cannot_be_compiled_is_trained_eagerly_and_says_why(recipe, dataset
     def refuse(*_):
         raise RuntimeError("no such\nbackend")
 
-    monkeypatch.setattr(steps, "compile_alone", lambda function: refuse)
+    monkeypatch.setattr(steps, "compile_static", lambda function: refuse)
     _, eager = make_step(recipe, dataset)
     _, step = make_step(recipe, dataset, "compiled")
     step.warm_up()
@@ -145,7 +117,7 @@ def test_what_fails_with_the_options_that_were_asked_for_is_compiled_with_plain_
 
         return compiled
 
-    monkeypatch.setattr(steps, "compile_alone", fail_if_tuned)
+    monkeypatch.setattr(steps, "compile_static", fail_if_tuned)
     _, eager = make_step(recipe, dataset)
     _, step = make_step(recipe, dataset, "compiled")
     with config.patch(max_autotune=True):
@@ -158,7 +130,7 @@ def test_what_fails_with_the_options_that_were_asked_for_is_compiled_with_plain_
 
 
 def test_the_tenth_model_of_a_process_is_compiled_as_the_first(monkeypatch):
-    """Dynamo gives up on a code object that it has compiled eight times."""
+    """Dynamo stops compiling a code object after eight times."""
     compiled = []
     compile_ = torch.compile
     backend = lambda graph, inputs: (compiled.append(graph), graph.forward)[1]  # noqa: E731
@@ -170,7 +142,7 @@ def test_the_tenth_model_of_a_process_is_compiled_as_the_first(monkeypatch):
         def forward(x):
             return model(x) + number
 
-        return steps.compile_alone(forward)
+        return steps.compile_static(forward)
 
     for number in range(10):
         make(float(number))(torch.ones(1, 2))

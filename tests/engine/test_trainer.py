@@ -1,7 +1,8 @@
-"""Training: what a run leaves behind, that it can be taken up again to the bit, and how it ends when it cannot go on."""
+"""Training: a run's files, bit-exact resuming, and the end of a run that cannot continue."""
 
 import dataclasses
 import io
+import itertools
 import json
 import math
 import threading
@@ -13,15 +14,17 @@ from rich.console import Console
 
 from data_prep import prepare
 from fastcifar.augment import RandomCrop
-from fastcifar.config import load_recipe
 from fastcifar.data.dataset import load_dataset
-from fastcifar.engine.checkpoint import load_checkpoint, save_checkpoint
-from fastcifar.engine.evaluate import Evaluation, evaluate_run
-from fastcifar.engine.rundir import open_run
+from fastcifar.display.console import Reporter
+from fastcifar.engine.evaluate import evaluate_run
 from fastcifar.engine.trainer import Trainer, train
-from fastcifar.errors import UserError
-from fastcifar.report.console import Reporter
-from fastcifar.report.metrics import read_metrics
+from fastcifar.recipe import load_recipe
+from fastcifar.run.checkpoint import load_checkpoint, save_checkpoint
+from fastcifar.run.checkpoint_writer import CheckpointWriter
+from fastcifar.run.directory import open_run
+from fastcifar.run.metrics import read_metrics
+from fastcifar.run.score import Score
+from fastcifar.runtime.errors import UserError
 
 
 def quiet(**options):
@@ -33,7 +36,7 @@ def with_train(recipe, **changes):
 
 
 def stop_after(checks):
-    """A `should_stop` that turns true when asked for the (checks + 1)-th time; it is asked before every step."""
+    """A `should_stop` that returns True at its (checks + 1)-th call; it is called before every step."""
     asked = iter(range(checks + 1))
     return lambda: next(asked) == checks
 
@@ -126,7 +129,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
 
 def test_what_diverged_is_never_saved(recipe, dataset, tmp_path):
-    """Weights of 1e30 give finite losses or none at all; with one step an epoch the checks come with the checkpoints."""
+    """Weights of 1e30 may still give finite losses; with one step per epoch, checks and checkpoints coincide."""
     recipe = with_train(recipe, batch_size=80, epochs=3)
     recipe = dataclasses.replace(recipe, optimizer=dataclasses.replace(recipe.optimizer, lr=1e30, weight_decay=1e6))
     with pytest.raises(UserError, match="no checkpoint was written yet"):
@@ -135,10 +138,10 @@ def test_what_diverged_is_never_saved(recipe, dataset, tmp_path):
 
 
 def test_between_its_end_and_a_stop_a_run_writes_only_now_and_then(recipe, dataset, tmp_path, monkeypatch):
-    """Fast epochs are not slowed down by their files; with no time between two writings every epoch is written."""
+    """Writing files does not slow down fast epochs; with SAVE_EVERY_S = 0 every epoch is written."""
     written = []
     monkeypatch.setattr(
-        "fastcifar.engine.trainer.save_checkpoint", lambda path, *_, info: written.append((path.stem, info["step"]))
+        "fastcifar.run.checkpoint_writer.save_checkpoint", lambda path, *_, info: written.append((path.stem, info["step"]))
     )
     drawn = []
     monkeypatch.setattr("fastcifar.engine.trainer.plot_curves", lambda epochs, *_: drawn.append(len(epochs)))
@@ -148,7 +151,7 @@ def test_between_its_end_and_a_stop_a_run_writes_only_now_and_then(recipe, datas
     assert [step for name, step in written if name == "last"] == [3 * length]
     assert [name for name, _ in written].count("best") == 1
     written.clear()
-    monkeypatch.setattr("fastcifar.engine.trainer.SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("fastcifar.run.checkpoint_writer.SAVE_EVERY_S", 0.0)
     train(recipe, dataset, tmp_path / "often", device="cpu", reporter=quiet())
     assert [step for name, step in written if name == "last"] == [length, 2 * length, 3 * length]
     assert drawn == [3, 3]
@@ -159,8 +162,8 @@ def test_a_stopped_run_has_its_curves(recipe, dataset, tmp_path):
     assert run.curves.is_file()
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(recipe, dataset, tmp_path, monkeypatch):
-    """The writing of the first epoch's ends only after the second epoch was trained; the next writing waits for it."""
+def test_training_continues_while_a_checkpoint_is_written(recipe, dataset, tmp_path, monkeypatch):
+    """The first epoch's checkpoint is finished only after the second epoch was trained; the next one waits for it."""
     second_epoch, order = threading.Event(), []
     save = save_checkpoint
 
@@ -170,19 +173,21 @@ def test_training_goes_on_while_a_checkpoint_is_written(recipe, dataset, tmp_pat
         order.append((path.stem, info["step"]))
         save(path, tensors, config, info=info)
 
-    monkeypatch.setattr("fastcifar.engine.trainer.save_checkpoint", save_late)
-    monkeypatch.setattr("fastcifar.engine.trainer.SAVE_EVERY_S", 0.0)
-    monkeypatch.setattr(Trainer, "_take_snapshot", announce(Trainer._take_snapshot, second_epoch, step=10))
+    monkeypatch.setattr("fastcifar.run.checkpoint_writer.save_checkpoint", save_late)
+    monkeypatch.setattr("fastcifar.run.checkpoint_writer.SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(CheckpointWriter, "snapshot", announce(CheckpointWriter.snapshot, second_epoch, call=2))
     result = train(with_train(recipe, epochs=3), dataset, tmp_path / "run", device="cpu", reporter=quiet())
     assert [step for name, step in order if name == "last"] == [5, 10, 15]
     assert load_checkpoint(result.run.last).info["step"] == 15
 
 
-def announce(method, event, step):
-    def announcing(self):
-        if self.position == step:
+def announce(method, event, call):
+    calls = itertools.count(1)
+
+    def announcing(self, tensors):
+        if next(calls) == call:
             event.set()
-        method(self)
+        method(self, tensors)
 
     return announcing
 
@@ -192,8 +197,8 @@ def test_an_error_of_writing_is_not_forgotten_when_the_next_writing_succeeds(rec
         if info["step"] == 5:
             raise OSError(28, "No space left on device", "last.safetensors")
 
-    monkeypatch.setattr("fastcifar.engine.trainer.save_checkpoint", refuse_the_first)
-    monkeypatch.setattr("fastcifar.engine.trainer.SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("fastcifar.run.checkpoint_writer.save_checkpoint", refuse_the_first)
+    monkeypatch.setattr("fastcifar.run.checkpoint_writer.SAVE_EVERY_S", 0.0)
     with pytest.raises(OSError, match="No space left"):
         train(with_train(recipe, epochs=3), dataset, tmp_path / "run", device="cpu", reporter=quiet())
 
@@ -204,22 +209,22 @@ def test_a_diverged_run_names_the_checkpoint_that_was_being_written(recipe, data
         save_checkpoint(*arguments, **options)
 
     largest = iter((1.0, math.inf))
-    monkeypatch.setattr("fastcifar.engine.trainer.save_checkpoint", save_slowly)
-    monkeypatch.setattr("fastcifar.engine.trainer._largest", lambda model: torch.tensor(next(largest)))
-    monkeypatch.setattr("fastcifar.engine.trainer.SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("fastcifar.run.checkpoint_writer.save_checkpoint", save_slowly)
+    monkeypatch.setattr("fastcifar.engine.trainer._largest_weight", lambda model: torch.tensor(next(largest)))
+    monkeypatch.setattr("fastcifar.run.checkpoint_writer.SAVE_EVERY_S", 0.0)
     with pytest.raises(UserError, match=r"became infinite.*the last good checkpoint is .*last\.safetensors"):
         train(recipe, dataset, tmp_path / "run", device="cpu", reporter=quiet())
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_its_error(recipe, dataset, tmp_path, monkeypatch, epochs):
-    """The last one too, whose error nobody would ask for later."""
+    """The last checkpoint too, after which no other one would raise the error."""
 
     def refuse(*_, **__):
         raise OSError(28, "No space left on device", "last.safetensors")
 
-    monkeypatch.setattr("fastcifar.engine.trainer.save_checkpoint", refuse)
-    monkeypatch.setattr("fastcifar.engine.trainer.SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("fastcifar.run.checkpoint_writer.save_checkpoint", refuse)
+    monkeypatch.setattr("fastcifar.run.checkpoint_writer.SAVE_EVERY_S", 0.0)
     with pytest.raises(OSError, match="No space left"):
         train(with_train(recipe, epochs=epochs), dataset, tmp_path / "run", device="cpu", reporter=quiet())
     assert not (tmp_path / "run" / "summary.json").exists()
@@ -227,14 +232,14 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_its_error(recipe,
 
 
 def test_the_best_checkpoint_is_of_the_epoch_with_the_highest_validation_accuracy(recipe, dataset, tmp_path, monkeypatch):
-    """Though it is written at the end of the run. The accuracies are made up."""
+    """Although it is written at the end of the run. The accuracies are invented."""
     two = train(with_train(recipe, epochs=2), dataset, tmp_path / "two", device="cpu", reporter=quiet())
-    right = iter((1, 7, 3, 7))
+    right = iter((1, 7, 3, 7, 1))  # the last is the test's
     monkeypatch.setattr(
-        "fastcifar.engine.trainer.read_sums", lambda sums: Evaluation(1.0, torch.tensor([[next(right), 3], [0, 0]]))
+        "fastcifar.engine.trainer.Score.of_sums", lambda sums: Score(1.0, torch.tensor([[next(right), 3], [0, 0]]))
     )
     four = train(with_train(recipe, epochs=4), dataset, tmp_path / "four", device="cpu", reporter=quiet())
-    assert four.summary["best_val_accuracy"] == 0.7
+    assert four.summary.best_val_accuracy == 0.7
     best, expected = (load_checkpoint(path).section("model") for path in (four.run.best, two.run.last))
     for name, tensor in expected.items():
         assert torch.equal(best[name], tensor), name
@@ -253,7 +258,7 @@ def test_resuming_without_its_metrics_is_refused(recipe, dataset, tmp_path):
     stopped = train(recipe, dataset, tmp_path / "run", device="cpu", reporter=quiet(), should_stop=stop_after(7))
     stopped.run.metrics.unlink()
     run, again = open_run(stopped.run.root)
-    with pytest.raises(UserError, match=r"metrics.jsonl: does not hold the epochs"):
+    with pytest.raises(UserError, match=r"metrics.jsonl: damaged: it does not hold all epochs"):
         train(again, dataset, resume=run, device="cpu", reporter=quiet())
 
 
@@ -273,14 +278,14 @@ def test_a_policy_that_does_not_fit_leaves_nothing_behind(recipe, dataset, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_ended_before_its_first_checkpoint_can_be_begun_again(recipe, dataset, tmp_path):
+def test_a_run_that_ended_before_its_first_checkpoint_can_be_started_again(recipe, dataset, tmp_path):
     run = train(recipe, dataset, tmp_path / "run", device="cpu", reporter=quiet(), should_stop=lambda: True).run
     run.last.unlink()
     assert train(recipe, dataset, tmp_path / "run", device="cpu", reporter=quiet()).finished
 
 
 def test_padded_widths_change_neither_the_result_nor_the_checkpoint(recipe, dataset, tmp_path):
-    """Stopped with padding and resumed without, too: a checkpoint does not know of it."""
+    """Also when stopped with padding and resumed without: a checkpoint holds no padding."""
     model = dataclasses.replace(recipe.model, channels=(12, 20), dropout=0.0)
     plain = dataclasses.replace(with_train(recipe, epochs=2), model=model)
     padded = with_train(plain, pad_widths=8)
@@ -292,7 +297,7 @@ def test_padded_widths_change_neither_the_result_nor_the_checkpoint(recipe, data
     one, other = (load_checkpoint(result.run.last).tensors for result in (whole, resumed))
     assert {k: t.shape for k, t in one.items()} == {k: t.shape for k, t in other.items()}
     torch.testing.assert_close(other["state.losses"], one["state.losses"], rtol=1e-3, atol=1e-4)
-    assert whole.summary["parameters"] == resumed.summary["parameters"]
+    assert whole.summary.parameters == resumed.summary.parameters
 
 
 def test_a_streamed_run_is_the_resident_one(recipe, tmp_path):
@@ -307,8 +312,8 @@ def test_a_streamed_run_is_the_resident_one(recipe, tmp_path):
     one, other = (load_checkpoint(result.run.last).tensors for result in runs.values())
     for key, tensor in one.items():
         assert torch.equal(tensor, other[key]), key
-    assert runs["resident"].summary["test_accuracy"] == runs["streaming"].summary["test_accuracy"]
-    with pytest.raises(UserError, match="--loader lazy: must be auto"):
+    assert runs["resident"].summary.test_accuracy == runs["streaming"].summary.test_accuracy
+    with pytest.raises(UserError, match="`loader=lazy`: must be auto"):
         train(recipe, dataset, tmp_path / "lazy", device="cpu", loader="lazy", reporter=quiet())
 
 
@@ -329,7 +334,7 @@ def test_what_does_not_fit_is_streamed_by_itself_and_never_read_whole(recipe, tm
     assert "1 MiB free" in described["loader_reason"]
     said = []
     score = evaluate_run(recipe, result.run.last, dataset, "test", torch.device("cpu"), say=said.append)
-    assert score.accuracy == result.summary["test_accuracy"]
+    assert score.accuracy == result.summary.test_accuracy
     assert len(said) == 1 and "streaming from" in said[0]
 
 
@@ -351,11 +356,11 @@ def timeless(run):
 @pytest.mark.parametrize("every", [0.0, 10.0])
 @pytest.mark.parametrize("stop", [None, 3])
 def test_a_host_an_epoch_ahead_leaves_the_same_run(recipe, dataset, tmp_path, monkeypatch, every, stop):
-    """As on a GPU, where an epoch is read while the next is under way; stopped in the second epoch's second portion."""
+    """As on a GPU, where an epoch is read while the next one runs; stopped in the second epoch's second portion."""
     recipe = with_train(recipe, epochs=3, log_every=2)
     length = len(dataset.train.labels) // recipe.train.batch_size
-    monkeypatch.setattr("fastcifar.engine.trainer.SAVE_EVERY_S", every)
-    monkeypatch.setattr("fastcifar.engine.trainer.STEPS_A_GRAPH", 1)
+    monkeypatch.setattr("fastcifar.run.checkpoint_writer.SAVE_EVERY_S", every)
+    monkeypatch.setattr("fastcifar.engine.trainer.STEPS_PER_GRAPH", 1)
     runs = {}
     for ahead in (False, True):
         monkeypatch.setattr(Trainer, "runs_ahead", ahead)
@@ -368,7 +373,6 @@ def test_a_host_an_epoch_ahead_leaves_the_same_run(recipe, dataset, tmp_path, mo
         one, other = (load_checkpoint(getattr(result.run, name)) for result in runs.values())
         for key, tensor in one.tensors.items():
             assert torch.equal(tensor.nan_to_num(), other.tensors[key].nan_to_num()), (name, key)
-        assert one.info["best_accuracy"] == other.info["best_accuracy"]
 
 
 @pytest.mark.gpu
@@ -387,8 +391,8 @@ def test_a_run_on_cuda_logs_what_the_same_steps_log_on_a_cpu(recipe, dataset, tm
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["eager", "compiled", "captured"])
-def test_a_run_on_cuda_is_stopped_and_taken_up_again(recipe, dataset, tmp_path, backend):
-    """To the bit, with the weights and the momentum that it had."""
+def test_a_run_on_cuda_is_stopped_and_resumed(recipe, dataset, tmp_path, backend):
+    """Bit-exact, with the same weights and momentum."""
     recipe = with_train(recipe, deterministic=True, epochs=3, log_every=5)
     how = {"device": "cuda", "backend": backend, "reporter": quiet()}
     whole = train(recipe, dataset, tmp_path / "whole", **how)
@@ -426,8 +430,8 @@ def test_a_run_directory_in_use_is_refused(recipe, dataset, tmp_path):
 
 def test_without_validation_the_run_still_ends_with_a_test(recipe, dataset, tmp_path):
     result = train(recipe, dataclasses.replace(dataset, val=None), tmp_path / "run", device="cpu", reporter=quiet())
-    assert result.summary["val_accuracy"] is None
-    assert result.summary["test_accuracy"] is not None
+    assert result.summary.val_accuracy is None
+    assert result.summary.test_accuracy is not None
     assert not result.run.best.exists()
 
 

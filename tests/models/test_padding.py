@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastcifar.engine.checkpoint import checkpoint_tensors, load_checkpoint, save_checkpoint
-from fastcifar.engine.precision import autocast
-from fastcifar.errors import UserError
 from fastcifar.models import ResNetConfig, build_model
 from fastcifar.models.padding import describe_padding, pad_widths, padded, padded_width, real_parameters, unpadded
 from fastcifar.optim.optimizers import OptimizerConfig, build_optimizer
+from fastcifar.run.checkpoint import checkpoint_tensors, load_checkpoint, save_checkpoint
+from fastcifar.runtime.errors import UserError
+from fastcifar.runtime.precision import autocast
 
 AWKWARD = ResNetConfig(num_classes=5, stem_channels=12, channels=(12, 20, 28), blocks=(2, 2, 1), strides=(1, 2, 2))
-"""All widths are awkward, the head's too; blocks with and without a shortcut convolution."""
+"""No width is aligned, nor is the head's; blocks with and without a shortcut convolution."""
 STEPS = 50
 # Kernels of two widths sum in two orders, and training lets the difference grow: after 50 steps to 3e-6 and 7e-14 at most.
 TOLERANCE = {torch.float32: {"rtol": 1e-3, "atol": 1e-4}, torch.float64: {"rtol": 1e-9, "atol": 1e-10}}
@@ -32,7 +32,7 @@ def one_thread():
 
 
 def with_gelu(model: nn.Module) -> nn.Module:
-    """`model` with GELU for ReLU, whose gradient jumps where rounding changes a sign; in float32 that drowned all else."""
+    """`model` with GELU instead of ReLU, whose gradient jumps where rounding changes a sign, the largest error in float32."""
     for name, layer in list(model.named_modules()):
         if isinstance(layer, nn.ReLU):
             model.set_submodule(name, nn.GELU())
@@ -54,7 +54,7 @@ def batch(seed: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, 
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, precision: str = "fp32") -> list[float]:
-    """The losses of some steps, dropout and a falling learning rate included; the last gradients are left."""
+    """The losses of some steps, with dropout and a falling learning rate; keeps the last gradients."""
     weight, losses = next(model.parameters()), []
     model.train()
     for step in steps:
@@ -158,7 +158,7 @@ def test_the_seed_model_trains_the_same(dtype):
 
 
 def test_a_run_moves_from_padded_to_unpadded_and_to_another_multiple(tmp_path):
-    """Checkpoint and optimizer state of one width go on with another as if nothing had happened."""
+    """Training resumes from a checkpoint and optimizer state of another width as if never stopped."""
     model, twin = pair(AWKWARD, 8)
     optimizers = [build_optimizer(m, NESTEROV) for m in (model, twin)]
     for m, optimizer in zip((model, twin), optimizers, strict=True):
@@ -206,18 +206,18 @@ def test_loading_zeroes_the_padding_and_leaves_what_was_loaded_alone():
 
 
 def test_loading_happens_in_place():
-    """What a captured graph relies on."""
+    """A captured graph relies on this."""
     model, twin = pair(AWKWARD, 16)
     addresses = [p.data_ptr() for p in twin.parameters()]
     twin.load_state_dict(model.state_dict())
     assert [p.data_ptr() for p in twin.parameters()] == addresses
 
 
-def test_a_model_as_wide_as_the_padding_is_no_checkpoint_of_this_one():
-    wide = build_model(replace(AWKWARD, stem_channels=16, channels=(16, 32, 32), in_channels=8))
+def test_a_checkpoint_of_a_model_as_wide_as_the_padding_is_refused():
+    wider = build_model(replace(AWKWARD, stem_channels=16, channels=(16, 32, 32), in_channels=8))
     _, twin = pair(AWKWARD, 32)
     with pytest.raises(RuntimeError, match=r"stem.0.conv.weight: \(16, 8, 3, 3\), must be \(12, 3, 3, 3\)"):
-        twin.load_state_dict(wide.state_dict())
+        twin.load_state_dict(wider.state_dict())
     assert_padding_is_zero(twin)
 
 
@@ -241,8 +241,8 @@ def test_the_layout_is_kept():
 def test_images_may_come_padded():
     _, twin = pair(AWKWARD, 8)
     images, _ = batch(0)
-    wide = F.pad(images, (0, 0, 0, 0, 0, 5))
-    assert torch.equal(twin.eval()(wide), twin(images))
+    padded_images = F.pad(images, (0, 0, 0, 0, 0, 5))
+    assert torch.equal(twin.eval()(padded_images), twin(images))
 
 
 def test_torch_compile_takes_it_as_one_graph():
@@ -288,5 +288,5 @@ def test_layers_for_which_it_is_not_exact_are_refused(layer, words):
 
 
 def test_other_multiples_are_refused():
-    with pytest.raises(UserError, match="= 12: must be one of 8, 16, 32, 64"):
+    with pytest.raises(UserError, match="`multiple=12`: must be one of 8, 16, 32, 64"):
         pad_widths(build_model(AWKWARD), 12)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fastcifar.errors import UserError
 from fastcifar.models import MODELS, ResNet, ResNetConfig, build_model
+from fastcifar.runtime.errors import UserError
 
 SMALL = {"stem_channels": 8, "channels": (8, 16), "blocks": (2, 1), "strides": (1, 2)}
 

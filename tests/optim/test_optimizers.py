@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from fastcifar.errors import UserError
 from fastcifar.optim.optimizers import OptimizerConfig, build_optimizer
+from fastcifar.runtime.errors import UserError
 
 CASES = {
     "sgd": (OptimizerConfig("sgd", nesterov=True), torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
@@ -36,11 +36,11 @@ def test_ten_steps_equal_torch_with_a_changing_learning_rate(name):
     torch.testing.assert_close(ours.bias, theirs.bias)
 
 
-def test_sgd_of_16_bit_weights_is_refused_where_pytorch_spoils_them(monkeypatch):
+def test_sgd_of_16_bit_weights_is_refused_where_pytorch_corrupts_them(monkeypatch):
     monkeypatch.setattr("fastcifar.optim.optimizers.fused_sgd_works", lambda dtype: False)
     model = torch.nn.Linear(6, 3)
     build_optimizer(model, OptimizerConfig("sgd"))
-    with pytest.raises(UserError, match=r"sgd on torch\.bfloat16 weights: .* spoils them on a CPU"):
+    with pytest.raises(UserError, match=r"sgd on torch\.bfloat16 weights: .* corrupts them on a CPU"):
         build_optimizer(model.bfloat16(), OptimizerConfig("sgd"))
     build_optimizer(model, OptimizerConfig("adamw"))
 
@@ -51,7 +51,7 @@ def test_nesterov_without_momentum_is_refused():
 
 
 def test_a_first_step_that_is_skipped_leaves_no_momentum():
-    """As fp16's may be, whose gradients overflow."""
+    """As an fp16 step is whose gradients overflow."""
     model = torch.nn.Linear(3, 2)
     optimizer = build_optimizer(model, OptimizerConfig("sgd"))
     scaler = torch.amp.GradScaler("cpu")

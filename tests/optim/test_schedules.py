@@ -1,10 +1,10 @@
-"""Schedules as tables: held to torch.optim.lr_scheduler where it has the same one."""
+"""Schedules as tables: equal to torch.optim.lr_scheduler where it has the same schedule."""
 
 import pytest
 import torch
 
-from fastcifar.errors import UserError
 from fastcifar.optim.schedules import ScheduleConfig, lr_table
+from fastcifar.runtime.errors import UserError
 
 
 def torch_table(make, epochs, steps, per_step):

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from fastcifar.data.resident import ResidentLoader
+from fastcifar.display.profile import plot_roofline, print_profile
 from fastcifar.profiling import profile as profiling
 from fastcifar.profiling.profile import profile
-from fastcifar.profiling.roofline import Ceilings
 from fastcifar.profiling.trace import Trace, Work
-from fastcifar.report.profile import plot_roofline, print_profile
+from fastcifar.runtime.roofline import Ceilings
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 BACKENDS = [
@@ -63,8 +63,8 @@ def test_phases_and_gaps_add_up_to_the_step(recipe, dataset, tmp_path, ceilings,
 
 
 def test_a_planted_sleep_is_the_bottleneck(recipe, dataset, tmp_path, ceilings, monkeypatch):
-    batch = ResidentLoader.batch
-    monkeypatch.setattr(ResidentLoader, "batch", lambda loader, position: (time.sleep(0.4), batch(loader, position))[1])
+    load = ResidentLoader.load
+    monkeypatch.setattr(ResidentLoader, "load", lambda loader: (time.sleep(0.4), load(loader))[1])
     found = run(recipe, dataset, tmp_path, steps=1)
     assert found["step_seconds"] > 0.4
     assert found["phases"]["idle"] > 0.2

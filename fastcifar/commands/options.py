@@ -1,0 +1,44 @@
+"""Options shared by several commands, and the output of their result."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fastcifar.runtime.errors import UserError
+
+INTERRUPTED = 130  # the exit code of a program ended by Ctrl-C
+
+
+def check_writable(option: typer.CallbackParam, path: Path | None) -> Path | None:
+    """Refuse a file that cannot be written, before the work begins."""
+    if path:
+        folder = next((parent for parent in path.absolute().parents if parent.exists()), path)
+        if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise UserError(f"{option.opts[0]} {path}: no file can be written there")
+    return path
+
+
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write the result as JSON too.", callback=check_writable),
+]
+Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder that `fastcifar prep` wrote.")]
+RecipeName = Annotated[str, typer.Option("--recipe", help="Name of a recipe (see `fastcifar recipes`) or a .toml file.")]
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, as in optimizer.lr=0.1.")
+]
+StepKind = Annotated[str, typer.Option("--step", help="Back end of the training step: auto, captured, compiled or eager.")]
+LoaderKind = Annotated[
+    str, typer.Option("--loader", help="auto, resident, or streaming for data larger than the device's memory.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+def write_result(path: Path | None, value: Any) -> None:
+    """Write a command's result as JSON, if a path was given."""
+    if path:
+        from fastcifar.runtime.files import write_json
+
+        write_json(path, value)
