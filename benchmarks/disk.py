@@ -1,10 +1,10 @@
-"""How fast do samples in random order come from a file that is not in memory, asked for ahead of time and not?
+"""Speed of reading samples in random order from a file that is not in memory, with and without read-ahead.
 
     python benchmarks/disk.py RESULTS.json [FOLDER]
 
-The file, 3 GB of a million 32x32 images, is written to FOLDER (default: the system's for temporary files) and dropped from
-memory before every round; the variants take turns. What was read off the disk is counted by the system, all programs
-together, for the device that holds the file. Reading alone is timed: no augmentation, no copy to a GPU.
+The file, 3 GB of a million 32x32 images, is written to FOLDER (default: the system's temporary folder) and dropped from memory
+before every round; the variants run in interleaved rounds. Bytes read from the disk are the system's count for the device
+that holds the file, of all programs together. Only reading is timed: no augmentation, no copy to a GPU.
 """
 
 import mmap
@@ -29,20 +29,20 @@ with warnings.catch_warnings(action="ignore"):  # FFCV's and numba's
 
 SAMPLES, SIDE = 1_000_000, 32
 IMAGES = 30_000
-"""That are read in a round: 3 % of the file."""
+"""Images read per round: 3 % of the file."""
 BATCHES = 64, 512, 2048
 ROUNDS = 5
 
 
-class Unasked(Reader):
-    """The same without a word to the disk."""
+class WithoutReadAhead(Reader):
+    """Reader that requests nothing ahead of time."""
 
     def ask_for(self, samples: np.ndarray) -> None:
         pass
 
 
 def drop(readers: Iterable[Reader], path: Path) -> None:
-    """Take the pages of a file out of memory, of which they go only when nobody maps them; they must be on the disk."""
+    """Drop a file's pages from memory: first from every map of it, else they stay. They must have been written to disk."""
     for reader in readers:
         reader.memory_manager.context.mmap._mmap.madvise(mmap.MADV_DONTNEED)
     with path.open("rb") as file:
@@ -50,34 +50,34 @@ def drop(readers: Iterable[Reader], path: Path) -> None:
 
 
 def read_off_disk(path: Path) -> int:
-    """Bytes read so far from the device that holds a file."""
+    """Return the bytes read so far from the device that holds a file."""
     number = path.stat().st_dev
     statistics_of = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/stat")
     return int(statistics_of.read_text().split()[2]) * 512
 
 
 def read_round(reader: Reader, path: Path, seed: int) -> tuple[float, float]:
-    """(images/s, bytes off the disk an image) of one round in a new random order, from a file that was dropped."""
+    """Read one round in a new random order, from a dropped file: (images/s, bytes read from disk per image)."""
     batches = IMAGES // reader.batch_size
     samples = np.random.default_rng(seed).permutation(SAMPLES)[: batches * reader.batch_size]
-    before, begun = read_off_disk(path), time.perf_counter()
+    before, began = read_off_disk(path), time.perf_counter()
     reader.start(samples)
     for _ in range(batches):
         reader.take()
         reader.release()
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - began
     reader.stop()
     amount = (read_off_disk(path) - before) / len(samples)
     if amount < SIDE * SIDE * 3:
-        sys.exit(f"{path}: came from memory ({amount:.0f} bytes an image off the disk); choose a FOLDER on a disk")
+        sys.exit(f"{path}: came from memory ({amount:.0f} bytes per image off the disk); choose a FOLDER on a disk")
     return len(samples) / seconds, amount
 
 
 def measure(path: Path) -> list[dict]:
-    """Both variants at every batch size, in turns."""
+    """Measure both variants at every batch size, in interleaved rounds."""
     fields = read_beton(path).fields
-    variants = {"asked for ahead": Reader, "as FFCV reads": Unasked}
-    # All of them are open from first to last: each maps the file, and `drop` must know of every map.
+    variants = {"asked for ahead": Reader, "as FFCV reads": WithoutReadAhead}
+    # All readers stay open: each maps the file, and `drop` needs every map.
     readers = {(size, name): kind(str(path), *fields, size) for size in BATCHES for name, kind in variants.items()}
     rounds = {case: [] for case in readers}
     for number in range(ROUNDS):

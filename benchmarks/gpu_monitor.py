@@ -3,6 +3,7 @@
 import statistics
 import threading
 from collections import defaultdict
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -26,13 +27,16 @@ class Monitor:
 
     Attributes:
         summary: JSON values. "sm_clock_mhz", "memory_clock_mhz", "power_w" and "temperature_c": [least, median, most];
-            "clock_limits": the reasons seen; "samples": their number. Or "not recorded": the reason.
+            "clock_limits": the reasons seen; "samples": their number. What this GPU does not tell is left out and named, with
+            the error, in "not told". Or "not recorded": the reason.
     """
 
     def __init__(self) -> None:
         self.summary: dict[str, Any] = {}
         self._samples: dict[str, list[float]] = defaultdict(list)
-        self._reasons = 0
+        self._reasons: int | None = None
+        self._count = 0
+        self._errors: dict[str, str] = {}
         self._ended = threading.Event()
 
     def __enter__(self) -> "Monitor":
@@ -54,8 +58,11 @@ class Monitor:
         self.summary = {
             name: [min(values), statistics.median(values), max(values)] for name, values in sorted(self._samples.items())
         }
-        self.summary["clock_limits"] = [meaning for bit, meaning in REASONS.items() if self._reasons & bit]
-        self.summary["samples"] = len(self._samples["power_w"])
+        if self._reasons is not None:
+            self.summary["clock_limits"] = [meaning for bit, meaning in REASONS.items() if self._reasons & bit]
+        if untold := {name: why for name, why in self._errors.items() if name not in self.summary}:
+            self.summary["not told"] = untold
+        self.summary["samples"] = self._count
 
     def _watch(self) -> None:
         while True:
@@ -65,11 +72,27 @@ class Monitor:
 
     def _sample(self) -> None:
         nvml, handle = self._nvml, self._handle
-        self._samples["sm_clock_mhz"].append(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))
-        self._samples["memory_clock_mhz"].append(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM))
-        self._samples["power_w"].append(nvml.nvmlDeviceGetPowerUsage(handle) / 1000)
-        self._samples["temperature_c"].append(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))
-        self._reasons |= nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)
+        self._count += 1
+        readings = {
+            "sm_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+            "memory_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
+            "power_w": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+            "temperature_c": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+        }
+        for name, read in readings.items():
+            if (value := self._reading(name, read)) is not None:
+                self._samples[name].append(value)
+        reasons = self._reading("clock_limits", lambda: nvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
+        if reasons is not None:
+            self._reasons = (self._reasons or 0) | reasons
+
+    def _reading(self, name: str, read: Callable[[], Any]) -> Any:
+        """None where NVML raises: a virtual GPU, for one, tells no power."""
+        try:
+            return read()
+        except Exception as error:
+            self._errors[name] = f"{type(error).__name__}: {error}"
+            return None
 
 
 def _open() -> tuple[ModuleType, Any]:

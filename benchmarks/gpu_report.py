@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastcifar.bench.report import read_document, to_markdown
-from fastcifar.bench.scaling import Point, plot_scaling, scaling_table
+from scaling import Point, plot_scaling, scaling_table
+
+from fastcifar.display.measurements import read_document, to_markdown
 from fastcifar.runtime.files import write_text
 
 BEGIN, END = "<!-- measured on a GPU: begin -->", "<!-- measured on a GPU: end -->"
@@ -17,22 +18,27 @@ BEGIN, END = "<!-- measured on a GPU: begin -->", "<!-- measured on a GPU: end -
 def write_tables(results: Mapping[str, Any], path: Path) -> None:
     """Write the tables, and beside them the picture of the scaling, where it was measured."""
     write_text(path, tables(results))
-    piece = results["pieces"].get("scaling", {})
-    if "result" in piece:
-        title = f"the seed recipe on {results['environment']['device']}"
+    if scaling := measured(results["pieces"].get("scaling", {})):
+        title = f"the seed recipe on {results['environment']['device_name']}"
         picture = path.with_name(f"{path.stem}-scaling.png")
-        plot_scaling(_points(piece["result"]), picture, title, piece["result"]["streaming_begins"])
+        plot_scaling(_points(scaling), picture, title, scaling["streaming_begins"])
+
+
+def measured(piece: Mapping[str, Any]) -> Any:
+    """The result of a piece, or what it had measured when it failed; None where that is nothing."""
+    return piece.get("result", piece.get("partial"))
 
 
 def tables(results: Mapping[str, Any]) -> str:
     """The results in markdown."""
     env = results["environment"]
-    versions = f"{env['device']}, torch {env['torch']}, CUDA {env['cuda']}, Python {env['python']}"
+    versions = f"{env['device_name']}, torch {env['torch']}, CUDA {env['cuda']}, Python {env['python']}"
     lines = [f"{versions}, {results['date']}; `{results['command']}`", ""]
-    done = {name: piece["result"] for name, piece in results["pieces"].items() if "result" in piece}
+    done = {name: result for name, piece in results["pieces"].items() if (result := measured(piece)) is not None}
     for name, piece in results["pieces"].items():
         if "failed" in piece:
-            lines += [f"{name}: not measured ({piece['failed'].splitlines()[-1]})", ""]
+            how_far = "measured in part" if "partial" in piece else "not measured"
+            lines += [f"{name}: {how_far} ({piece['failed'].splitlines()[-1]})", ""]
     if trained := _below(done, "training"):
         lines += [_training_table(trained), ""]
     for name, summary in _below(done, "accuracy").items():
@@ -88,7 +94,7 @@ def _training_table(rows: Mapping[str, Any]) -> str:
 
 
 def _gpu_table(seen: Mapping[str, Any]) -> str:
-    """Clocks, power and temperature while the pieces ran: median, and most in brackets."""
+    """Clocks, power and temperature while the pieces ran: median, and most in brackets; empty what the GPU does not tell."""
     recorded = {name: summary for name, summary in seen.items() if "samples" in summary}
     if not recorded:
         reasons = {summary["not recorded"] for summary in seen.values()}
@@ -101,8 +107,10 @@ def _gpu_table(seen: Mapping[str, Any]) -> str:
     ]
     for name, summary in recorded.items():
         units = {"sm_clock_mhz": "MHz", "power_w": "W", "temperature_c": "°C"}
-        cells = [f"{summary[key][1]:.0f} ({summary[key][2]:.0f}) {unit}" for key, unit in units.items()]
-        lines.append(f"| {name} | {' | '.join(cells)} | {', '.join(summary['clock_limits']) or 'nothing'} |")
+        seen = {key: f"{summary[key][1]:.0f} ({summary[key][2]:.0f}) {unit}" for key, unit in units.items() if key in summary}
+        cells = [seen.get(key, "") for key in units]
+        limits = ", ".join(summary["clock_limits"]) or "nothing" if "clock_limits" in summary else ""
+        lines.append(f"| {name} | {' | '.join(cells)} | {limits} |")
     return "\n".join(lines)
 
 
@@ -111,7 +119,8 @@ def _accuracy_line(name: str, summary: Mapping[str, Any]) -> str:
         measure = summary.get(key)
         if measure is None:
             return "not measured"
-        return f"{measure['mean']:{style}} ± {measure['half_width']:{style}}"
+        half_width = measure["half_width"]  # None of a single run
+        return f"{measure['mean']:{style}}" + ("" if half_width is None else f" ± {half_width:{style}}")
 
     validation, test = spread("val_accuracy", ".2%"), spread("test_accuracy", ".2%")
     return (

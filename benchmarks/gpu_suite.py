@@ -3,10 +3,11 @@
     python benchmarks/gpu_suite.py --data betons
 
 First what tells most: the profile of the captured step, the seed recipe trained by it, the step, starts and accuracy; then the
-other back ends, every benchmark with its peers, the scaling, and the tests marked `gpu`, folder by folder. Each piece is a
-process group of its own with a limit of time, so that one that fails or hangs costs the others nothing, and its result is
+tests marked `gpu`, folder by folder; then the other back ends, every benchmark with its peers, and the scaling. Each piece is
+a process group of its own with a limit of time, so that one that fails or hangs costs the others nothing, and its result is
 written to <out>/<device>-<date>.json and .md as soon as it is there, with the clocks, power and temperature of the GPU
-meanwhile (needs nvidia-ml-py). A second call goes on with the pieces that are not there yet; `--only training,step` runs those
+meanwhile (needs nvidia-ml-py). Of a piece that fails or overruns, the runs, cases, points or tests that it finished are kept
+as "partial". A second call goes on with the pieces that are not there yet or have failed; `--only training,step` runs those
 named, or whose name begins so, whether they are there or not. No piece is begun that has not half of its limit left of
 `--minutes`. `--readme` copies the tables of a results file into README.md. Without a GPU it says what it would do and exits
 with 2; `--rehearse` walks through every piece, on a CPU too, with sizes so small that the figures mean nothing.
@@ -24,8 +25,10 @@ import re
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -34,27 +37,29 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+import scaling as scale
 import torch
 from gpu_monitor import Monitor
 from gpu_report import copy_to_readme, write_tables
 
-from fastcifar.bench import TINY, Size, run
-from fastcifar.bench import scaling as scale
-from fastcifar.bench.report import document
+from fastcifar.bench import TINY, Size, make_cases, measure
 from fastcifar.data.dataset import load_dataset
 from fastcifar.display.console import Reporter
+from fastcifar.display.measurements import document
 from fastcifar.engine.runs import train_runs
 from fastcifar.engine.trainer import train
 from fastcifar.models import build_model
 from fastcifar.models.summary import summarize
 from fastcifar.recipe import Recipe, load_recipe
-from fastcifar.runtime.device import device_name
+from fastcifar.runtime.device import device_name, make_current
 from fastcifar.runtime.environment import environment
 from fastcifar.runtime.files import write_json
-from fastcifar.runtime.precision import PRECISIONS, resolve_precision
+from fastcifar.runtime.precision import PRECISIONS
 from fastcifar.runtime.roofline import FLOPS_PER_MAC, measure_ceilings, sustained_flops_per_s
 
 RESULTS = ROOT / "benchmarks" / "results"
+Save = Callable[[dict[str, Any]], None]
+"""Called by a piece with what it has measured by then, so that this is kept where the piece does not reach its end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,11 +123,15 @@ class Piece:
 
     Attributes:
         limit: seconds.
-        measure: gives the result, JSON values.
+        measure: gives the result, JSON values; it is given a `Save`.
     """
 
     limit: int
-    measure: Callable[[], dict[str, Any]]
+    measure: Callable[[Save], dict[str, Any]]
+
+
+class Failed(Exception):
+    """A piece came to its end and its result is that something is wrong; the message is one line."""
 
 
 def make_pieces(plan: Plan) -> dict[str, Piece]:
@@ -141,28 +150,47 @@ def make_pieces(plan: Plan) -> dict[str, Piece]:
     pieces |= benchmarks({"step": 150})
     pieces["start"] = Piece(120, partial(start, plan))
     pieces |= {f"accuracy/{name}": Piece(150, partial(accuracy, plan, name, runs)) for name, runs in plan.runs.items()}
+    folders = sorted(path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and any(path.glob("test_*.py")))
+    pieces |= {f"tests/{folder}": Piece(120, partial(tests, folder)) for folder in folders}
     pieces |= training_of({"captured", "compiled", "eager"} - {first})
     pieces |= {f"profile/{name}": Piece(120, partial(profile, plan, name)) for name in others}
     pieces |= benchmarks({"augment": 120, "erasing": 120, "loader": 120, "epoch": 120, "train": 150, "prep": 60})
     pieces["warps"] = Piece(60, partial(warps, plan))
     pieces["scaling"] = Piece(300, partial(scaling, plan))
-    folders = sorted(path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and any(path.glob("test_*.py")))
-    return pieces | {f"tests/{folder}": Piece(120, partial(tests, folder)) for folder in folders}
+    return pieces
 
 
-def tests(folder: str) -> dict[str, Any]:
-    """The tests of a folder marked gpu; elsewhere they are collected and skipped."""
-    command = [sys.executable, "-m", "pytest", f"tests/{folder}", "-m", "gpu", "-q", "-rfE", "-p", "no:cacheprovider"]
+def tests(folder: str, save: Save) -> dict[str, Any]:
+    """The tests of a folder marked gpu; elsewhere they are collected and skipped.
+
+    Raises:
+        Failed: a test failed, or pytest did.
+    """
+    command = [sys.executable, "-m", "pytest", f"tests/{folder}", "-m", "gpu", "-v", "-rfE", "-p", "no:cacheprovider"]
     command += ["--continue-on-collection-errors"]  # a module that lacks a package costs the others nothing
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    lines = done.stdout.strip().splitlines()
-    return {"exit_code": done.returncode, "summary": lines[-1] if lines else done.stderr[-2000:], "tail": lines[-60:]}
+    lines, outcomes = [], Counter()
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        for line in filter(None, map(str.rstrip, process.stdout)):
+            lines.append(line)
+            if outcome := re.match(r"tests/\S+::.* (PASSED|FAILED|ERROR|SKIPPED)\b", line):
+                outcomes[outcome[1].lower()] += 1
+                counts = ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items()))
+                save({"exit_code": None, "summary": f"{counts} so far", "tail": lines[-60:]})
+    result = {"exit_code": process.returncode, "summary": lines[-1] if lines else "no output", "tail": lines[-60:]}
+    if process.returncode not in (0, NO_TESTS):
+        save(result)
+        raise Failed(result["summary"].strip("= "))
+    return result
 
 
-def training(plan: Plan, backend: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+NO_TESTS = 5
+"""pytest's exit code where none is marked gpu."""
+
+
+def training(plan: Plan, backend: str, overrides: tuple[str, ...], _: Save) -> dict[str, Any]:
     """The seed recipe by a back end: times, images/s, and the rates of arithmetic that they are held against."""
     dataset, device = load_dataset(plan.data), torch.device(plan.device)
-    recipe, _ = resolve_precision(plan.recipe("seed", *overrides), device)
+    recipe, _ = plan.recipe("seed", *overrides).resolved(device)
     dtype = PRECISIONS[recipe.train.precision].compute
     with tempfile.TemporaryDirectory() as folder:
         how = {"device": plan.device, "backend": backend, "reporter": Reporter(epochs=False)}
@@ -171,7 +199,7 @@ def training(plan: Plan, backend: str, overrides: tuple[str, ...]) -> dict[str, 
     height, width, channels = dataset.manifest.image_shape
     macs = summarize(build_model(recipe.model), (channels, *recipe.augment.output_size(height, width, channels))).macs
     return {
-        **result.summary,
+        **result.summary.to_json(),
         "precision": recipe.train.precision,
         "step": chosen["step"],
         "step_reason": chosen["step_reason"],
@@ -181,22 +209,28 @@ def training(plan: Plan, backend: str, overrides: tuple[str, ...]) -> dict[str, 
     }
 
 
-def accuracy(plan: Plan, recipe: str, runs: int) -> dict[str, Any]:
+def accuracy(plan: Plan, recipe: str, runs: int, save: Save) -> dict[str, Any]:
     """Several runs of a recipe: mean and 95 % interval of accuracy and time."""
     with tempfile.TemporaryDirectory() as folder:
         how = {"device": plan.device, "runs": runs, "reporter": Reporter(epochs=False)}
+        how["after_run"] = lambda summary: save(summary.to_json())
         _, summary = train_runs(plan.recipe(recipe), load_dataset(plan.data), Path(folder) / "runs", **how)
-    return summary
+    return summary.to_json()
 
 
-def benchmark(plan: Plan, subject: str) -> dict[str, Any]:
+def benchmark(plan: Plan, subject: str, save: Save) -> dict[str, Any]:
     """A subject of `fastcifar bench`."""
-    device = torch.device(plan.device)
-    rows = run([subject], device, plan.recipe(), sizes=plan.sizes, progress=lambda what: print(what, flush=True))
-    return document(rows, device, f"fastcifar bench {subject}")
+    device, rows, result = torch.device(plan.device), [], {}
+    make_current(device)
+    for case in make_cases(subject, device, plan.recipe(), sizes=plan.sizes):
+        print(f"{subject}: {case.title}", flush=True)
+        rows += measure(case)
+        result = document(rows, device, f"fastcifar bench {subject}")
+        save(result)
+    return result
 
 
-def start(plan: Plan) -> dict[str, Any]:
+def start(plan: Plan, save: Save) -> dict[str, Any]:
     """Seconds from the start of a process to its first step, without and with what the one before has compiled."""
     with tempfile.TemporaryDirectory() as folder:
         own = {"FASTCIFAR_CACHE": folder, "TRITON_CACHE_DIR": f"{folder}/triton"}
@@ -207,6 +241,7 @@ def start(plan: Plan) -> dict[str, Any]:
             child = [sys.executable, "-W", "ignore", "-c", FIRST_STEP, *arguments]
             done = subprocess.run(child, cwd=ROOT, env=os.environ | own | kept, capture_output=True, text=True, check=True)
             seconds[temperature] = json.loads(done.stdout.splitlines()[-1])
+            save(seconds)
     return seconds
 
 
@@ -219,10 +254,9 @@ from fastcifar.recipe import load_recipe
 from fastcifar.data.dataset import load_dataset
 from fastcifar.runtime.distributed import process_group
 from fastcifar.engine.engine import Engine
-from fastcifar.engine.trainer import arithmetic_of
 
 recipe = load_recipe("seed", json.loads(sys.argv[3]))
-with process_group(sys.argv[2]) as world, arithmetic_of(recipe):
+with process_group(sys.argv[2]) as world:
     engine = Engine(recipe, load_dataset(sys.argv[1]), world, backend=sys.argv[4])
     warm_up = engine.warm_up()
     engine.step.run(1)
@@ -232,7 +266,7 @@ print(json.dumps({"first_step_s": total, "warm_up_s": warm_up, "step": engine.ba
 """
 
 
-def profile(plan: Plan, backend: str) -> dict[str, Any]:
+def profile(plan: Plan, backend: str, _: Save) -> dict[str, Any]:
     """`fastcifar profile` of a step by a back end."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "profile.json"
@@ -243,10 +277,10 @@ def profile(plan: Plan, backend: str) -> dict[str, Any]:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(done.stderr[-2000:])
-        return {"printed": done.stdout, **json.loads(path.read_text())}
+        return json.loads(path.read_text())
 
 
-def warps(plan: Plan) -> dict[str, Any]:
+def warps(plan: Plan, save: Save) -> dict[str, Any]:
     """Images/s of the seed policy's kernel for 1, 2, 4 and 8 warps an image."""
     from fastcifar.bench.timing import captured, past_the_cache
 
@@ -271,24 +305,52 @@ def warps(plan: Plan) -> dict[str, Any]:
             replay()
             rounds.append(4 * count * batch / clock.seconds(begun, clock.now()))
         rates[f"batch {batch}, {number} warps"] = sorted(rounds)[3]
+        save(rates)
     return rates
 
 
-def scaling(plan: Plan) -> dict[str, Any]:
+def scaling(plan: Plan, save: Save) -> dict[str, Any]:
     device = torch.device(plan.device)
-    points = scale.measure_scaling(plan.recipe(), device, plan.grid, progress=lambda what: print(what, flush=True))
-    return {"points": [point.to_json() for point in points], "streaming_begins": scale.streaming_begins(device)}
+    begins = scale.streaming_begins(device)
+
+    def result(points: list[scale.Point]) -> dict[str, Any]:
+        return {"points": [point.to_json() for point in points], "streaming_begins": begins}
+
+    how = {"progress": lambda what: print(what, flush=True), "after_point": lambda points: save(result(points))}
+    return result(scale.measure_scaling(plan.recipe(), device, plan.grid, **how))
 
 
 def execute(name: str, limit: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run a piece in a process group of its own: {"seconds", "gpu"} and "result" or "failed"."""
+    """Run a piece in a process group of its own: {"seconds", "gpu"} and "result", or "failed" and "partial", what it saved."""
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, Monitor() as monitor:
         path = Path(folder) / "result.json"
         command = [sys.executable, __file__, "--piece", name, "--data", str(arguments.data), "--out", str(path)]
         why = run_group(command + ["--rehearse"] * arguments.rehearse, limit)
-        outcome = {"failed": why} if why or not path.exists() else {"result": json.loads(path.read_text())}
-    return {"seconds": round(time.perf_counter() - begun, 1), "gpu": monitor.summary, **outcome}
+        saved = json.loads(path.read_text()) if path.exists() else None
+        if why or saved is None:
+            outcome = {"failed": why or "no result"} | ({"partial": saved} if saved else {})
+        else:
+            outcome = {"result": saved}
+    return without_paths({"seconds": round(time.perf_counter() - begun, 1), "gpu": monitor.summary, **outcome})
+
+
+def without_paths(value: Any) -> Any:
+    """JSON values whose strings name no folder of this machine.
+
+    A path within the checkout, the installed packages or the standard library is given from there, any other by its last name.
+    """
+    if isinstance(value, str):
+        return ABSOLUTE_PATH.sub(lambda path: path[0].rpartition("/")[2], BELOW_A_ROOT.sub("", value))
+    if isinstance(value, Mapping):
+        return {without_paths(key): without_paths(item) for key, item in value.items()}
+    return [without_paths(item) for item in value] if isinstance(value, list) else value
+
+
+_START = r"(?<![\w.:/<)-])"
+_ROOTS = {sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"), str(ROOT), str(ROOT.resolve())}
+BELOW_A_ROOT = re.compile(rf"{_START}(?:{'|'.join(re.escape(root) for root in sorted(_ROOTS, key=len, reverse=True))})/")
+ABSOLUTE_PATH = re.compile(rf"{_START}(?:~|/[\w.+@-]+)(?:/[\w.+@-]+)+")
 
 
 def run_group(command: list[str], limit: float) -> str:
@@ -353,7 +415,12 @@ def main() -> int:
         return 0
     pieces = make_pieces((rehearsal if arguments.rehearse else real_plan)(arguments.data))
     if arguments.piece:
-        write_json(arguments.out, pieces[arguments.piece].measure())
+        save = partial(write_json, arguments.out)
+        try:
+            save(pieces[arguments.piece].measure(save))
+        except Failed as error:
+            print(error, file=sys.stderr)
+            return 1
         return 0
     asked = arguments.only.split(",") if arguments.only else [""]
     for name in asked:

@@ -1,10 +1,10 @@
-"""What does recording cost? A whole run of one epoch, with its log, progress and files, against its steps alone.
+"""Cost of recording: a whole run of one epoch, with its log, progress and files, compared with its steps alone.
 
     python benchmarks/metrics_overhead.py [RECIPE] [STEPS]
 
-On random images, without validation. On a CPU a step is over when it returns: recording is what passes between the steps of
-the run itself. On a GPU it is hidden behind them: there the same steps, without a run, take turns with it. Weights are not
-saved: that is not recording.
+On random images, without validation. On a CPU a step has ended when it returns, so recording is the run's time outside of its
+steps. On a GPU recording overlaps with steps, so runs and the same steps without a run are interleaved. Weights are not saved:
+that is not recording.
 """
 
 import statistics
@@ -19,7 +19,7 @@ from fastcifar.bench.setting import random_dataset
 from fastcifar.display.console import Reporter
 from fastcifar.engine.engine import Engine
 from fastcifar.engine.step import EagerStep
-from fastcifar.engine.trainer import Trainer, arithmetic_of
+from fastcifar.engine.trainer import Trainer
 from fastcifar.recipe import load_recipe
 from fastcifar.run.directory import RunDirectory
 from fastcifar.runtime.device import choose_device, device_name
@@ -30,7 +30,7 @@ ROUNDS = 15
 
 
 class TimedSteps:
-    """A step whose runs are timed; all else is the step's own."""
+    """A step whose `run` is timed; everything else is passed on to it."""
 
     def __init__(self, step: EagerStep) -> None:
         self.step, self.seconds = step, 0.0
@@ -39,9 +39,9 @@ class TimedSteps:
         return getattr(self.step, name)
 
     def run(self, count: int) -> None:
-        begun = time.perf_counter()
+        began = time.perf_counter()
         self.step.run(count)
-        self.seconds += time.perf_counter() - begun
+        self.seconds += time.perf_counter() - began
 
 
 def main(name: str = "cpu", steps: int = 100) -> None:
@@ -49,7 +49,7 @@ def main(name: str = "cpu", steps: int = 100) -> None:
     device = choose_device("auto")
     clock, silent = Clock(device), Reporter(console=Console(quiet=True, force_terminal=False))
     ratios, alone_s = [], []
-    with tempfile.TemporaryDirectory() as folder, arithmetic_of(recipe):
+    with tempfile.TemporaryDirectory() as folder:
         engine = Engine(recipe, random_dataset(steps * recipe.train.batch_size, 0), World(device))
         engine.warm_up()
         engine.model.train()
@@ -58,15 +58,15 @@ def main(name: str = "cpu", steps: int = 100) -> None:
         def seconds_of_run() -> float:
             timed.seek(0)
             run = RunDirectory(Path(tempfile.mkdtemp(dir=folder)))
-            begun = clock.now()
+            began = clock.now()
             Trainer(engine, run, silent, started=time.perf_counter(), keep_weights=False).fit(lambda: False)
-            return clock.seconds(begun, clock.now())
+            return clock.seconds(began, clock.now())
 
         def seconds_of_steps() -> float:
             timed.seek(0)
-            begun = clock.now()
+            began = clock.now()
             timed.run(steps)
-            return clock.seconds(begun, clock.now())
+            return clock.seconds(began, clock.now())
 
         for _ in range(ROUNDS + 1):
             timed.seconds = 0.0
@@ -78,7 +78,7 @@ def main(name: str = "cpu", steps: int = 100) -> None:
     print(
         f"{device_name(device)}: recording costs {middle - 1:+.2%} of {recipe.name}'s training (quartiles "
         f"{ratios[quarter] - 1:+.2%} and {ratios[-1 - quarter] - 1:+.2%}, {ROUNDS} rounds of {steps} steps, "
-        f"{statistics.median(alone_s[1:]) / steps:.3g} s a step)"
+        f"{statistics.median(alone_s[1:]) / steps:.3g} s per step)"
     )
 
 

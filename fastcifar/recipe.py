@@ -8,13 +8,15 @@ import json
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
 from fastcifar.augment import Policy
+from fastcifar.data.dataset import Manifest
 from fastcifar.models import MODELS, ModelConfig
 from fastcifar.optim.optimizers import OptimizerConfig
 from fastcifar.optim.schedules import ScheduleConfig
@@ -30,6 +32,10 @@ class TrainConfig:
 
     epochs: Annotated[int, "passes over the training split"] = 40
     batch_size: Annotated[int, "images per step, of all ranks"] = 64
+    splits: Annotated[
+        tuple[Literal["train", "val"], ...],
+        "splits to train on; with both there is no validation, and the run is scored on the test split alone",
+    ] = ("train",)
     precision: Annotated[
         Literal["auto", "bf16", "fp16", "pure_bf16", "pure_fp16", "tf32", "fp32"],
         "auto: bf16 where the device computes in it, fp16 on older GPUs with tensor cores, fp32 elsewhere; bf16, fp16: "
@@ -52,6 +58,8 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)}: must be at least 1")
+        if "train" not in self.splits or len(set(self.splits)) < len(self.splits):
+            raise UserError(f"splits = {list(self.splits)}: must be ['train'] or ['train', 'val']")
         if self.batch_size == 1:
             raise UserError("batch_size = 1: must be at least 2, batch normalisation needs several images")
         if not 0 <= self.label_smoothing < 1:
@@ -62,16 +70,20 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """The `[evaluate]` table of a recipe."""
+    """How a split is scored."""
 
-    batch_size: Annotated[int, "images per forward pass, of all ranks; it changes the result only by rounding"] = 1000
-    tta: Annotated[Literal["none", "flip"], "test-time augmentation: flip averages the logits of an image and its mirror"] = (
-        "none"
-    )
+    batch_size: Annotated[int, "images per forward pass, of all ranks; changes the result only by rounding"] = 1000
+    every: Annotated[int, "epochs from one validation to the next; the last epoch is always validated"] = 1
+    tta: Annotated[
+        Literal["none", "flip", "multi_crop"],
+        "test-time augmentation: flip averages the logits of an image and its mirror; multi_crop also those of two views "
+        "moved by one pixel, diagonally",
+    ] = "none"
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UserError(f"batch_size = {self.batch_size}: must be at least 1")
+        for name in ("batch_size", "every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} = {getattr(self, name)}: must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -87,9 +99,10 @@ class Recipe:
     train: TrainConfig
     evaluate: EvaluateConfig
 
-    def with_classes(self, num_classes: int, in_channels: int) -> "Recipe":
-        """Return this recipe with its model for a data set of `num_classes` classes and `in_channels` channels."""
-        return replace(self, model=replace(self.model, num_classes=num_classes, in_channels=in_channels))
+    def fitted_to(self, manifest: Manifest) -> "Recipe":
+        """This recipe for a data set: its classes and channels, and where `Normalize` has none, its mean and deviation."""
+        model = replace(self.model, num_classes=len(manifest.classes), in_channels=manifest.image_shape[2])
+        return replace(self, model=model, augment=self.augment.fitted_to(manifest.mean, manifest.std))
 
     def with_precision(self, precision: str) -> "Recipe":
         """Return this recipe in another precision."""
@@ -132,7 +145,7 @@ def dump_recipe(recipe: Recipe) -> str:
     lines = [f"{key} = {_toml(getattr(recipe, key))}" for key in ("name", "description")]
     for field in fields(Recipe)[2:]:
         value = getattr(recipe, field.name)
-        table = value.to_config() if isinstance(value, Policy) else {f.name: getattr(value, f.name) for f in fields(value)}
+        table = value.to_config() if isinstance(value, Policy) else asdict(value)
         lines += ["", f"[{field.name}]", *(f"{key} = {_toml(item)}" for key, item in table.items())]
     return "\n".join(lines) + "\n"
 
@@ -170,7 +183,7 @@ def _recipe(tables: Mapping[str, Any], where: str) -> Recipe:
         name=str(tables.get("name", Path(where).stem)),
         description=str(tables.get("description", "")),
         augment=_policy(tables.get("augment", {}), where),
-        model=_config(MODELS[kind], model, where, "model"),
+        model=_config(MODELS[kind][0], model, where, "model"),
         optimizer=_config(OptimizerConfig, tables.get("optimizer", {}), where, "optimizer"),
         schedule=_config(ScheduleConfig, tables.get("schedule", {}), where, "schedule"),
         train=_config(TrainConfig, tables.get("train", {}), where, "train"),
@@ -206,6 +219,10 @@ def _typed(value: Any, hint: Any, what: str) -> Any:
             choices = [str(choice) for choice in get_args(hint)]
             raise UserError(f"{what} = {value!r}: must be one of {', '.join(choices)}")
         return value
+    if get_origin(hint) is tuple and is_dataclass(get_args(hint)[0]) and isinstance(value, list):
+        return tuple(_config(get_args(hint)[0], item, *what.rsplit(": ", 1)) for item in value)
+    if get_origin(hint) is UnionType:  # a type or None; TOML has no None, so a key that is left out
+        return _typed(value, get_args(hint)[0], what)
     if get_origin(hint) is tuple and isinstance(value, list):
         return tuple(_typed(item, get_args(hint)[0], f"{what}[{i}]") for i, item in enumerate(value))
     if hint is float and type(value) is int:
@@ -245,7 +262,7 @@ def _override(tables: dict[str, Any], override: str) -> None:
 def _toml(value: Any) -> str:
     """Format a TOML value. JSON's strings, numbers, booleans and arrays are valid TOML; only inline tables differ."""
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
+        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items() if item is not None) + " }"
     if isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
         return "[\n" + "".join(f"  {_toml(item)},\n" for item in value) + "]"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")

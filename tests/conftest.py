@@ -100,6 +100,28 @@ def cifar10_source() -> Path:
 
 
 @pytest.fixture
+def one_thread():
+    """Threads only wait for each other at the sizes of tests: four times the time was seen on a busy machine of two cores."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def betons(tmp_path_factory) -> Path:
+    """The synthetic data set, as the command line prepares it; tests only read it."""
+    from helpers import fastcifar
+
+    out = tmp_path_factory.mktemp("synthetic") / "betons"
+    done = fastcifar("prep", "synthetic", "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture
 def recipe() -> Recipe:
     return load_recipe(
         "seed",

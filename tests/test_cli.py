@@ -1,7 +1,6 @@
 """The command line as a user meets it: in a process of its own, or where only what it says matters, in this one."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -9,25 +8,10 @@ import sys
 import time
 
 import pytest
+from helpers import fastcifar
 
 from fastcifar.cli import in_options, main
 from fastcifar.recipe import recipe_names
-
-
-def fastcifar(*arguments, cwd=None, **environment):
-    command = [sys.executable, "-m", "fastcifar", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=240, check=False
-    )
-
-
-@pytest.fixture(scope="module")
-def betons(tmp_path_factory):
-    out = tmp_path_factory.mktemp("cli") / "betons"
-    done = fastcifar("prep", "synthetic", "--out", out)
-    assert done.returncode == 0, done.stderr
-    return out
-
 
 SMALL = [
     "--recipe", "cpu", "--set", "model.stem_channels=8", "--set", "model.channels=[8, 8, 16]", "--set",
@@ -137,6 +121,27 @@ def test_precision_is_chosen_for_the_cpu_said_first_and_written_to_the_runs_reci
     assert done.returncode == 0, done.stderr
     assert "fp32 (auto: cpu has no 16-bit arithmetic)" in done.stdout.splitlines()[0]
     assert 'precision = "fp32"' in (tmp_path / "run" / "recipe.toml").read_text()
+
+
+def test_every_command_that_computes_says_that_the_precision_is_emulated(here, betons, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    here("train", *SMALL, "--data", betons, "--epochs", 1, "--out", run)
+    monkeypatch.setattr("fastcifar.runtime.precision.emulation_warning", lambda precision, device: f"{precision} is emulated")
+    monkeypatch.setattr("fastcifar.bench.run", lambda *_, **__: [])
+    recipe = ["--recipe", "cpu", "--set", "train.precision=fp32", "--device", "cpu"]
+    small = ["--set", "model.channels=[8, 8, 16]", "--set", "train.batch_size=8"]
+    profile = ["profile", *recipe, *small, "--steps", 1, "--data", betons, "--out", tmp_path / "profile"]
+    for command in (["info", *recipe], ["bench", "step", *recipe], profile):
+        code, out, err = here(*command)
+        assert (code, "fp32 is emulated" in out.splitlines()) == (0, True), err
+    assert " is emulated" in here("eval", run, "--data", betons, "--device", "cpu")[1]
+
+
+def test_bench_says_device_and_precision_in_its_first_line(here, monkeypatch):
+    monkeypatch.setattr("fastcifar.bench.run", lambda *_, **__: [])
+    first = here("bench", "step", "--set", "train.precision=pure_bf16", "--device", "cpu")[1].splitlines()[0]
+    assert first.startswith("cpu: ")
+    assert ", pure_bf16 (as asked); contestants" in first
 
 
 @pytest.mark.slow

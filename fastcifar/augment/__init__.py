@@ -1,4 +1,4 @@
-"""Augmentation: what to do (`policy`, `transforms`), draws (`philox`), PyTorch (`reference`, `batch`), Triton (`fused`)."""
+"""Augmentation: policies (`policy`, `transforms`), draws (`philox`), PyTorch (`reference`, `batch`), Triton (`fused`)."""
 
 from fastcifar.augment.batch import IGNORE
 from fastcifar.augment.philox import Stream, epoch_order

@@ -1,4 +1,4 @@
-"""Which implementation makes the batches: the Triton kernel or the PyTorch reference."""
+"""Choice of the implementation that makes batches: the Triton kernel or the PyTorch reference."""
 
 import importlib.util
 import os
@@ -17,10 +17,10 @@ LoadBatch = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 def choose_augment(device: torch.device) -> tuple[str, str]:
-    """("fused" or "reference", reason): the kernel on CUDA, the reference elsewhere, or as $FASTCIFAR_AUGMENT says.
+    """Choose ("fused" or "reference", reason): the kernel on CUDA, the reference elsewhere, or as $FASTCIFAR_AUGMENT says.
 
     Raises:
-        UserError: the variable asks for what is not to be had.
+        UserError: the variable has an unknown value, or names a kernel that cannot run.
     """
     asked = os.environ.get(VARIABLE) or "auto"
     if asked not in ("auto", "fused", "reference"):
@@ -36,7 +36,7 @@ def choose_augment(device: torch.device) -> tuple[str, str]:
 
 
 def _missing(device: torch.device) -> str:
-    """What the kernels lack to run on `device`; "" where nothing is."""
+    """Say what is missing to run the kernels on `device`; "" if nothing."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if device.type == "cuda" and (compiler := missing_compiler()):
@@ -47,9 +47,9 @@ def _missing(device: torch.device) -> str:
 
 
 def batch_loader(name: str) -> LoadBatch:
-    """The `load_batch` of "fused" or "reference"."""
+    """Return the `load_batch` of "fused" or "reference"."""
     if name == "reference":
         return batch.load_batch
-    from fastcifar.augment import fused  # here: a machine without Triton never comes to this line
+    from fastcifar.augment import fused  # not at the top: Triton may not be installed
 
     return fused.load_batch

@@ -1,6 +1,6 @@
 """A batch from indices into a resident data set, in PyTorch: the specification of `fused.load_batch`.
 
-Shapes: B images a batch, N in the data set, H x W pixels in, h x w out, C channels, K classes.
+Shapes: B images per batch, N in the data set, H x W pixels in, h x w out, C channels, K classes.
 """
 
 import torch
@@ -11,7 +11,7 @@ from fastcifar.augment.reference import augment
 from fastcifar.runtime.errors import UserError
 
 IGNORE = -100
-"""Label of an image that only pads a batch; `torch.nn.functional.cross_entropy` ignores it by default."""
+"""Label of an image that pads a batch; `torch.nn.functional.cross_entropy` ignores it by default."""
 
 
 def load_batch(
@@ -26,25 +26,25 @@ def load_batch(
     dtype: torch.dtype = torch.float32,
     streamed: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Batch number `step` of an order, augmented.
+    """Make batch number `step` of an order, augmented.
 
     Args:
-        images_NHWC: (N, H, W, C) uint8, contiguous; where `streamed`, only the batch's own, (B, H, W, C) in its order.
+        images_NHWC: (N, H, W, C) uint8, contiguous; if `streamed`, only those of the batch, (B, H, W, C) in its order.
         labels: (N,) int64.
-        order: int64 indices in 0 .. N - 1; the batch is order[step * B : (step + 1) * B], and where that is too short, it
-            is filled with sample 0, labelled IGNORE.
-        state: (3,) int64: seed, epoch, step. It lies on the device, so that a captured graph reads what is newest.
+        order: int64 indices in 0 .. N - 1; the batch is order[step * B : (step + 1) * B], and if that is too short, it
+            is padded with sample 0, labelled IGNORE.
+        state: (3,) int64: seed, epoch, step. It is on the device, so that a captured graph reads the current values.
         batch_size: B.
         num_classes: K.
-        dtype: of the images that are made: float32, float16 or bfloat16.
+        dtype: of the output: float32, float16 or bfloat16.
         streamed: the images are not all on the device. Labels and order are.
 
     Returns:
-        Images (B, C, h, w) in channels-last memory and `dtype`. Targets: labels (B,) int64, or where the policy
-        mixes images their probabilities (B, K) float32.
+        Images (B, C, h, w) in channels-last memory and `dtype`. Targets: labels (B,) int64, or, if the policy
+        mixes images, class probabilities (B, K) float32.
 
     Raises:
-        UserError: the policy does not fit images of this size or number of channels, or mixes them where `streamed`.
+        UserError: the policy does not fit images of this size or number of channels, or mixes them although `streamed`.
     """
     if streamed:
         refuse_mixing(policy)
@@ -68,7 +68,7 @@ def load_batch(
 
 
 def refuse_mixing(policy: Policy) -> None:
-    """Raise UserError where `policy` mixes images, which a streamed batch cannot."""
+    """Raise UserError if `policy` mixes images, which is impossible in a streamed batch."""
     if policy.mixing:
         raise UserError(
             f"{type(policy.mixing).__name__} takes partners from the whole data set, which a streamed batch has not; "

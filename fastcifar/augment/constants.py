@@ -11,8 +11,8 @@ from fastcifar.augment.transforms.base import Transform
 class Constants:
     """Constants as the attributes of one argument, which Triton compares by identity.
 
-    One, because Triton hashes every argument at each launch. What it prints is part of the key of Triton's cache on disk, so
-    it prints a digest of its values, with the source of functions among them: of a function, Triton itself prints the name.
+    One argument, because Triton hashes every argument at each launch. Its repr is part of the key of Triton's cache on disk,
+    so it is a digest of the values that includes the source of functions; Triton's own repr of a function is only its name.
     """
 
     def __init__(self, name: str, **values: Any) -> None:
@@ -25,10 +25,10 @@ class Constants:
 
 
 def transform_constants(transform: Transform, height: int, width: int, channels: int, **more: Any) -> Constants:
-    """T of a transform of images of height x width pixels; see `Transform`."""
+    """Build T of a transform for images of height x width pixels; see `Transform`."""
     kind = type(transform)
     codes = {name: getattr(kind, name) for name in dir(kind) if name.startswith("kernel_") and name != "kernel_constants"}
-    if not any(codes.values()):  # the kernel would leave it out and say nothing
+    if not any(codes.values()):  # the kernel would silently skip the transform
         raise NotImplementedError(f"{kind.__name__} has no Triton code: mark some with triton_code")
     values = {field.name: getattr(transform, field.name) for field in fields(transform)}
     values |= {name: code and code.jitted for name, code in codes.items()}
@@ -38,7 +38,7 @@ def transform_constants(transform: Transform, height: int, width: int, channels:
 
 
 def policy_constants(policy: Policy, height: int, width: int, channels: int, block: int) -> tuple[Constants, Constants | None]:
-    """T of the last transform of an image, and T of the mixing, if there is one.
+    """Build T of the last transform of an image, and T of the mixing or None.
 
     T.before is T of the transform before, down to that of the uint8 images, of height x width pixels; T.index counts from
     there; T.block is the number of pixels that a program works on at once.
@@ -51,6 +51,6 @@ def policy_constants(policy: Policy, height: int, width: int, channels: int, blo
 
 
 def _size(height: int, width: int, channels: int) -> dict[str, int]:
-    """A size, and how far from red's channel those of green and blue are."""
+    """Constants of a size, and the offsets of green and blue from red's channel."""
     green, blue = (1, 2) if channels == 3 else (0, 0)
     return {"height": height, "width": width, "channels": channels, "green": green, "blue": blue}

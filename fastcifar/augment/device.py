@@ -1,7 +1,7 @@
 """Device functions of the Triton kernels: an image's draws, a pixel after each transform, and arithmetic for both.
 
-One warp makes an image's draws at once: lane s computes the four words of stream s, so that all streams below 32 cost one
-Philox. A draw is then picked from its lane.
+One warp makes all draws of an image: lane s computes the four words of stream s, so all streams below 32 cost one Philox.
+A draw is then picked from its lane.
 
 A transform either moves pixels (crop, flip, rotation) or changes their values (jitter, normalisation, erasing), so the value
 of a pixel is found by asking the last transform, which asks the one before it for a pixel elsewhere, and so on down to the
@@ -9,12 +9,12 @@ uint8 image:
 
     value(t, y, x) = color_t(value(t - 1, place_t(y, x)))      value(0, y, x) = image[y, x] / 255
 
-That recursion is unrolled when a kernel is compiled for a policy, so that a transform that is absent costs nothing. What each
-does is in its own file, in `transforms/`; T are its constants, see `policy_constants`. Only ColorJitter's contrast needs more
-than one pixel, the mean grey of the image, which a first pass over the image takes; what it read is then in the cache.
+That recursion is unrolled when a kernel is compiled for a policy, so an absent transform costs nothing. Each transform is in
+its own file in `transforms/`; T are its constants, see `policy_constants`. Only ColorJitter's contrast needs more than one
+pixel, the mean grey of the image: a first pass over the image computes it, and leaves the image in the cache.
 
-Arithmetic that decides a pixel's place is done in integers or in float64, as in the reference, so that both find the same
-place. Cosines and sines are our own because those of CUDA's library keep a table in local memory.
+Arithmetic that decides a pixel's position is in integers or in float64, as in the reference, so that both find the same
+position. Cosines and sines are our own because those of CUDA's library keep a table in local memory.
 """
 
 import triton
@@ -28,7 +28,7 @@ ALTERNATING_FLIP = tl.constexpr(int(Stream.ALTERNATING_FLIP))
 
 @triton.jit
 def parameters(T: tl.constexpr, image_ptr, key, lane, words):
-    """What the transforms up to T draw for an image, a tuple of tuples of scalars; `key`: (seed, sample, epoch)."""
+    """Draw for an image and all transforms up to T: a tuple of tuples of scalars; `key`: (seed, sample, epoch)."""
     if T.index == 0:
         return ()
     else:
@@ -42,9 +42,9 @@ def parameters(T: tl.constexpr, image_ptr, key, lane, words):
 
 @triton.jit
 def value(T: tl.constexpr, image, y, x, mask, c: tl.constexpr):
-    """(red, green, blue) float32 of pixel (y, x) after T; nothing is read where not `mask`.
+    """(red, green, blue) float32 of pixel (y, x) after T; nothing is read outside of `mask`.
 
-    `image`: (image_ptr, key, what `parameters` gives); `c`: the first channel.
+    `image`: (image_ptr, key, result of `parameters`); `c`: the first channel.
     """
     if T.index == 0:
         place = image[0] + (y * T.width + x) * T.channels + c
@@ -79,7 +79,7 @@ def choose(condition, red, green, blue, other_red, other_green, other_blue):
 
 @triton.jit
 def inside(box, y, x):
-    """Whether pixels (y, x) are in a box: top, left, height, width."""
+    """Mask of the pixels (y, x) in a box: top, left, height, width."""
     top, left, height, width = box
     return (y >= top) & (y < top + height) & (x >= left) & (x < left + width)
 
@@ -95,31 +95,31 @@ def draw_words(seed, sample, epoch, group):
 
 @triton.jit
 def pick(lane, values, chosen):
-    """The value in lane `chosen`, a scalar; 0 where there is no such lane."""
+    """The value in lane `chosen`, a scalar; 0 if there is no such lane."""
     return tl.sum(tl.where(lane == chosen, values, tl.zeros_like(values)))
 
 
 @triton.jit
 def uniform(word):
-    """A word as a float32 in [0, 1)."""
+    """Map a word to a float32 in [0, 1)."""
     return (word >> 8).to(tl.int32).to(tl.float32) * (1.0 / 16777216.0)
 
 
 @triton.jit
 def between(word, low: tl.constexpr, high: tl.constexpr):
-    """A word as a float64 in [low, high)."""
+    """Map a word to a float64 in [low, high)."""
     return uniform(word).to(tl.float64) * (high - low) + low
 
 
 @triton.jit
 def below(word, bound):
-    """A word as an int32 in 0 .. bound - 1."""
+    """Map a word to an int32 in 0 .. bound - 1."""
     return tl.umulhi(word, tl.zeros_like(word) + bound).to(tl.int32)
 
 
 @triton.jit
 def round_to_even(x):
-    """A float64 rounded to the nearest integer, ties to even, as int32: 1.5 * 2**52 and it leave no room for a fraction."""
+    """Round a float64 to the nearest integer, ties to even, as int32: the sum with 1.5 * 2**52 has no bits for a fraction."""
     return ((x + 6755399441055744.0) - 6755399441055744.0).to(tl.int32)
 
 

@@ -1,4 +1,4 @@
-"""Random erasing on its own: a module in place of torchvision's, one Triton kernel, and its PyTorch twin.
+"""Random erasing as a module that replaces torchvision's: one Triton kernel and its PyTorch twin.
 
     import fastcifar as fc
 
@@ -34,16 +34,16 @@ from fastcifar.augment.transforms.erasing import NOISE_STREAM, erasing_boxes
 DTYPES = torch.float32, torch.float16, torch.bfloat16
 
 TILE = 1024
-"""Elements copied at once by one warp: enough loads in flight to hide the memory's latency."""
+"""Elements that one warp copies at a time: enough loads in flight to hide the memory's latency."""
 BAND = 8192
-"""Elements of an image that one warp copies, at least; larger images are shared by several warps."""
+"""Least number of elements of an image per warp; larger images are shared by several warps."""
 FILL_ROWS, FILL_COLUMNS = 8, 16
-"""Pixels of a box that are filled at once; the boxes of 32 x 32 images are mostly smaller than two such tiles."""
+"""Pixels of a box filled at a time; most boxes of 32 x 32 images are smaller than two such tiles."""
 
 
 @triton.jit
 def _of_channel(VALUES: tl.constexpr, channel):
-    """VALUES[channel], float32 of the channel's shape; one value stands for all channels."""
+    """VALUES[channel], float32 of the shape of `channel`; a single value is for all channels."""
     value = tl.zeros_like(channel).to(tl.float32) + VALUES[0]
     for c in tl.static_range(1, len(VALUES)):
         value = tl.where(channel == c, VALUES[c], value)
@@ -52,7 +52,7 @@ def _of_channel(VALUES: tl.constexpr, channel):
 
 @triton.jit
 def _copy(images_ptr, out_ptr, sample, top_row, end_row, boxes, E: tl.constexpr):
-    """A band of a dense image, in memory order: normalised, cast, and a constant selected inside of the boxes."""
+    """Copy a band of a dense image in memory order: normalise, cast, and select a constant inside the boxes."""
     FILL: tl.constexpr = E.fill
     MEAN: tl.constexpr = E.mean
     INVERSE_STD: tl.constexpr = E.inverse_std
@@ -85,7 +85,7 @@ def _copy(images_ptr, out_ptr, sample, top_row, end_row, boxes, E: tl.constexpr)
 def _fill(
     out_ptr, channel_stride, row_stride, column_stride, sample, seed, call, top, left, bottom, right, E: tl.constexpr
 ):  # fmt: skip
-    """Rows `top` to `bottom` and columns `left` to `right`, without the last, of the image at `out_ptr`."""
+    """Fill rows `top` to `bottom` - 1 and columns `left` to `right` - 1 of the image at `out_ptr`."""
     FILL: tl.constexpr = E.fill
     GROUPS: tl.constexpr = (E.channels + 3) // 4
     rows, columns = tl.arange(0, E.fill_rows)[:, None], tl.arange(0, E.fill_columns)[None, :]
@@ -114,7 +114,7 @@ def _erasing_kernel(
 ):  # fmt: skip
     """One warp for each band of rows of each image: copies it (E.copies), then erases its part of the boxes.
 
-    A copy of dense images selects a constant in passing. Noise, and everything in place, is written to the boxes alone, by
+    A copy of dense images writes a constant in the same pass. Noise, and everything in place, is written to the boxes only, by
     the strides of `out_ptr`. E: see `specialize`.
     """
     sample, top_row = tl.program_id(0), tl.program_id(1) * E.band_rows
@@ -155,7 +155,7 @@ def specialize(
     unit: float,
     copies: bool,
 ) -> Constants:
-    """What the kernel is compiled for, for images of `shape` (C, H, W) and the arguments of `launch`."""
+    """Return the kernel's constants for images of `shape` (C, H, W) and the arguments of `launch`."""
     channels, height, width = shape
     row = width * channels // planes
     widest = row & -row  # the largest power of two that divides a row: blocks of that width waste no lane
@@ -196,15 +196,15 @@ def launch(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
 ) -> None:
-    """Normalise and erase `images` into `out` by the kernel; in place where the two are one tensor.
+    """Normalise and erase `images` into `out` with the kernel; in place if both are the same tensor.
 
     Args:
-        images: (B, C, H, W) uint8, float32, float16 or bfloat16; contiguous or channels-last, or else it is `out`.
+        images: (B, C, H, W) uint8, float32, float16 or bfloat16; contiguous or channels-last unless it is `out`.
         out: (B, C, H, W) float32, float16 or bfloat16, in the memory order of `images`.
         state: (2,) int64 on the device: seed, call.
         value: one number or one for each channel; empty for standard normal noise.
-        count: boxes in an image.
-        mean, std: one number or one for each channel; empty for no normalisation. uint8 is divided by 255 before.
+        count: boxes per image.
+        mean, std: one number or one for each channel; empty for no normalisation. uint8 is divided by 255 first.
     """
     batch, channels, height, width = images.shape
     if not images.numel():
@@ -216,7 +216,7 @@ def launch(
     with torch.cuda.device_of(images):  # Triton launches on the current device
         _erasing_kernel[(batch, triton.cdiv(height, constants.band_rows))](
             images, out, state, *out.stride(), E=constants,
-            num_warps=1, enable_fp_fusion=False,  # fused, a side could round to another pixel than the twin's
+            num_warps=1, enable_fp_fusion=False,  # fused, a side could round to another pixel than in the twin
         )  # fmt: skip
 
 
@@ -232,7 +232,7 @@ def twin(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
 ) -> None:
-    """What `launch` does, in PyTorch; images of any strides. It waits for the device."""
+    """Do the work of `launch` in PyTorch, for images of any strides. It synchronises."""
     if images is not out:
         pixels = images
         if mean:
@@ -264,7 +264,7 @@ def draw_boxes(
     count: int,
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
-    """The boxes of a batch of `shape` (B, C, H, W): (B, count, 4) int64, top, left, height, width; 0 high where none."""
+    """Draw the boxes of a batch of `shape` (B, C, H, W): (B, count, 4) int64, top, left, height, width; all 0 for none."""
     index, box = torch.arange(shape[0], device=device)[:, None, None], torch.arange(count, device=device)[:, None]
     streams = torch.tensor(transforms.RandomErasing.streams, device=device)
     whether, *_ = words = philox4x32(seed, index, call, streams, box)  # (B, count, 1 + attempts)
@@ -273,7 +273,7 @@ def draw_boxes(
 
 
 def _inside(boxes: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """(B, H, W) bool: the pixels in any of an image's boxes."""
+    """Mask of the pixels in any of an image's boxes: (B, H, W) bool."""
     top, left, height, width = boxes[..., None].unbind(2)
     y, x = (torch.arange(size, device=boxes.device) for size in shape[2:])
     rows, columns = (y >= top) & (y < top + height), (x >= left) & (x < left + width)
@@ -284,7 +284,7 @@ def _erase(images: torch.Tensor, out: torch.Tensor, state: torch.Tensor, *parame
     if images.is_cuda:
         return launch(images, out, state, *parameters)
     worker = torch.utils.data.get_worker_info()
-    if worker is not None:  # each worker of a DataLoader holds a copy of the module; torch gives each another seed every epoch
+    if worker is not None:  # every DataLoader worker has a copy of the module, and from torch a new seed every epoch
         state = state ^ torch.tensor([worker.seed & MASK, 0])
     return twin(images, out, state, *parameters)
 
@@ -333,11 +333,11 @@ def _random_erasing_(
 
 
 class BatchRandomErasing(torch.nn.Module):
-    """torchvision's RandomErasing for a whole batch, each image with its own draws, in training and evaluation alike.
+    """torchvision's RandomErasing for a whole batch, each image with its own draws, both in training and in evaluation.
 
-    Its seed and the number of calls are a buffer, which moves to the device of the images, so that nothing waits for the
-    device and a captured CUDA graph draws anew at every replay (call it once before the capture). The buffer is persistent:
-    a resumed run goes on where it stopped. Gradients do not pass.
+    Its seed and the number of calls are a buffer, which moves to the device of the images, so that nothing synchronises
+    and a captured CUDA graph makes new draws at every replay (call it once before the capture). The buffer is persistent: a
+    resumed run continues where it stopped. Gradients do not pass.
 
     Args:
         p: probability that a box is drawn.

@@ -1,10 +1,10 @@
 """A whole policy in one Triton kernel: from indices into the resident data set to the training batch.
 
-One program makes one image. It draws its parameters, reads 3,072 bytes and writes 6,144, for 32x32 pixels in bf16; what a
-transform does is in its own file, in `transforms/`. MixUp and CutMix are part of the same pass: a second look at another
-uint8 image is 3,072 bytes, a second pass over the finished batch would be 18,432.
+One program makes one image. It draws its parameters, and for 32x32 pixels in bf16 reads 3,072 bytes and writes 6,144. The code
+of each transform is in its own file in `transforms/`. MixUp and CutMix are part of the same pass: reading another uint8 image
+costs 3,072 bytes, a second pass over the finished batch would cost 18,432.
 
-Legend: B images a batch, N in the data set, H x W pixels in, h x w out, C channels.
+Legend: B images per batch, N in the data set, H x W pixels in, h x w out, C channels.
 """
 
 import math
@@ -37,7 +37,7 @@ def _output(P: tl.constexpr, own, partner, drawn, y, x, mask, c: tl.constexpr):
 
 @triton.jit
 def _pack(low, high, DTYPE: tl.constexpr):
-    """Two numbers of 16 bits in one word."""
+    """Pack two 16-bit numbers into one word."""
     low = low.to(DTYPE).to(tl.uint16, bitcast=True).to(tl.uint32)
     high = high.to(DTYPE).to(tl.uint16, bitcast=True).to(tl.uint32)
     return low | (high << 16)
@@ -45,7 +45,7 @@ def _pack(low, high, DTYPE: tl.constexpr):
 
 @triton.jit
 def _store_triples(out_ptr, n, a, b, c, mask, BLOCK: tl.constexpr):
-    """Store a, b, c of every n side by side, through one tile, so that a warp writes whole sectors."""
+    """Store a, b, c of every n next to each other, through one tile, so that a warp writes whole sectors."""
     tile = tl.reshape(tl.join(tl.join(a, c), tl.join(b, c)), (BLOCK, 4))
     k = tl.arange(0, 4)
     tl.store(out_ptr + n[:, None] * 3 + k[None, :], tile, mask=mask[:, None] & (k[None, :] < 3))
@@ -127,9 +127,9 @@ def load_batch(
     dtype: torch.dtype = torch.float32,
     streamed: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Batch number `step` of an order, augmented, in one launch; arguments and results are those of `batch.load_batch`.
+    """Make batch number `step` of an order, augmented, in one launch; same arguments and results as `batch.load_batch`.
 
-    Safe inside CUDA graph capture: shapes are static, nothing waits for the device, and seed, epoch and step are read there.
+    Safe in CUDA graph capture: shapes are static, nothing synchronises, and the kernel reads seed, epoch and step.
     """
     if streamed:
         refuse_mixing(policy)
@@ -153,7 +153,7 @@ def load_batch(
 def specialize(
     policy: Policy, image_shape: tuple[int, int, int], batch_size: int, num_classes: int, dtype: torch.dtype = torch.float32
 ) -> tuple[Constants, int]:
-    """What the kernel is compiled for, for batches of `policy` from images of `image_shape` (H, W, C), and its warps."""
+    """Return the kernel's constants and warps for batches of `policy` from images of `image_shape` (H, W, C)."""
     channels = image_shape[2]
     height, width = policy.output_size(*image_shape)
     pixels = height * width
@@ -165,7 +165,7 @@ def specialize(
         last=last,
         mixing=mixing,
         image_bytes=math.prod(image_shape),
-        height=height,  # of the images that are made
+        height=height,  # of the output
         width=width,
         channels=channels,
         classes=num_classes if mixing else 1,
@@ -179,9 +179,9 @@ def specialize(
 
 
 def warps_per_image(batch_size: int) -> int:
-    """How many warps make an image. It shows in the time alone.
+    """Choose the warps per image; they change the time only.
 
-    What is made once for an image is made by each of its warps, so one is least work, and fills a GPU of 132 processors with
-    32 programs each. A small batch takes more, to be done sooner.
+    Every warp of an image repeats the work that is needed once per image, so one warp is the least work, and at 4,096 images
+    fills a GPU of 132 multiprocessors with 32 programs each. A smaller batch takes more warps to use the whole GPU.
     """
     return 1 if batch_size >= 4096 else 4 if batch_size > 1024 else 8

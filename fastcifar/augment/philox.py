@@ -1,4 +1,4 @@
-"""Random draws as a pure function of (seed, epoch, sample index): Philox 4x32-10.
+"""Random draws as a pure function of (seed, epoch, sample index), by Philox 4x32-10.
 
 Source: Salmon, Moraes, Dror and Shaw, Parallel Random Numbers: As Easy as 1, 2, 3, SC 2011
 (https://doi.org/10.1145/2063384.2063405). PyTorch has no unsigned 32-bit arithmetic on every device, so a word is the
@@ -17,11 +17,11 @@ MASK = 0xFFFFFFFF
 
 
 class Stream(IntEnum):
-    """The third counter word: each transform has streams of its own, so that adding one changes the draws of no other.
+    """The third counter word: each transform has its own streams, so that adding one changes the draws of no other.
 
-    A transform's numbers stand in its `streams`; those here are of no single transform. Numbers are part of what a seed
-    means: none changes, and a new transform takes free ones (10 to 15, 27 to 31, 33 on). The kernels compute the streams
-    below 32 at once, one in each lane of a warp.
+    The numbers of a transform are in its `streams`; those here belong to no transform, or depend on the epoch differently.
+    They define the meaning of a seed and never change; a new transform takes free ones (10 to 15, 27 to 31, 33 on). The
+    kernels compute the streams below 32 together, one in each lane of a warp.
     """
 
     ORDER = 0  # sort key: high word, low word
@@ -38,7 +38,7 @@ def philox4x32(
     stream: torch.Tensor | int,
     group: torch.Tensor | int = 0,
 ) -> Words:
-    """Four random words for each counter (sample, epoch, stream, group).
+    """Compute four random words for each counter (sample, epoch, stream, group).
 
     Args:
         seed: the 64-bit key, its low half first; an int or a () int64 tensor.
@@ -62,7 +62,7 @@ def philox4x32(
 
 
 class Draws:
-    """The words of a batch, for several streams, from one call of Philox.
+    """Words of a batch for several streams, from one call of Philox.
 
     Attributes:
         index: (B,) int64, the samples' indices in the data set.
@@ -79,7 +79,7 @@ class Draws:
         self.table = philox4x32(seed, index[:, None], epochs, table) if streams else ()
 
     def words(self, stream: int, count: int = 1) -> Words:
-        """The four words of `stream`, each (B,); with `count` those of as many streams from it on, each (B, count)."""
+        """The four words of `stream`, each (B,); with `count` those of that many streams from it on, each (B, count)."""
         first = self.column[stream]
         if count == 1:
             return tuple(words[:, first] for words in self.table)
@@ -88,22 +88,22 @@ class Draws:
 
 @cache
 def constant(values: tuple, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A tensor of constants, made once: copying it to a GPU waits for the GPU, and is forbidden during graph capture."""
+    """Make a tensor of constants once: the copy to a GPU synchronises, and is forbidden during graph capture."""
     return torch.tensor(values, dtype=dtype, device=device)
 
 
 def uniform(word: torch.Tensor) -> torch.Tensor:
-    """A word as a float32 in [0, 1): its upper 24 bits times 2**-24, which is exact."""
+    """Map a word to a float32 in [0, 1): its upper 24 bits times 2**-24, which is exact."""
     return (word >> 8).float() * 2.0**-24
 
 
 def between(word: torch.Tensor, low: float, high: float) -> torch.Tensor:
-    """A word as a float64 in [low, high)."""
+    """Map a word to a float64 in [low, high)."""
     return low + (high - low) * uniform(word).double()
 
 
 def below(word: torch.Tensor, bound: torch.Tensor | int) -> torch.Tensor:
-    """A word as an int64 in 0 .. bound - 1: the upper half of word * bound (bound below 2**31), in integers alone.
+    """Map a word to an int64 in 0 .. bound - 1: the upper half of word * bound (bound below 2**31), in integers only.
 
     Lemire, Fast Random Integer Generation in an Interval, 2019, without the rejection: the bias is below bound / 2**32.
     """
@@ -111,7 +111,7 @@ def below(word: torch.Tensor, bound: torch.Tensor | int) -> torch.Tensor:
 
 
 def normals(words: Words) -> torch.Tensor:
-    """Four standard normals, float32 in a new last dimension, from four words, by the Box-Muller transform."""
+    """Make four standard normals, float32 in a new last dimension, from four words, by the Box-Muller transform."""
     pairs = []
     for radius_word, angle_word in (words[:2], words[2:]):
         radius = torch.sqrt(-2.0 * torch.log1p(-uniform(radius_word)))  # log(1 - u): u can be 0, not 1
@@ -121,9 +121,9 @@ def normals(words: Words) -> torch.Tensor:
 
 
 def epoch_order(seed: int, epoch: int, count: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """The order of an epoch: a permutation of 0 .. count - 1, int64 of shape (count,).
+    """Compute the order of an epoch: a permutation of 0 .. count - 1, int64 of shape (count,).
 
-    Samples are sorted by 63 random bits each, so the order depends on nothing but (seed, epoch, count).
+    Samples are sorted by 63 random bits each, so the order depends only on (seed, epoch, count).
     """
     high, low, _, _ = philox4x32(seed, torch.arange(count, device=device), epoch, Stream.ORDER)
     return torch.argsort((high >> 1 << 32) | low, stable=True)

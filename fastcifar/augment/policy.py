@@ -1,4 +1,4 @@
-"""What is done to an image: an ordered list of transforms, with torchvision's names, parameters and meanings."""
+"""Policy: an ordered list of transforms with torchvision's names, parameters and meanings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -14,8 +14,8 @@ from fastcifar.runtime.errors import UserError, nearest
 class Policy:
     """Transforms in order, each kind at most once.
 
-    Pixels enter as uint8 and are float32 in 0 .. 1 in between, without rounding to uint8 after each transform as PIL
-    does. `ColorJitter` works on 0 .. 1 and so comes before `Normalize`.
+    Pixels enter as uint8 and stay float32 in 0 .. 1 between transforms; PIL rounds to uint8 after each. `ColorJitter` works on
+    0 .. 1 and so comes before `Normalize`.
     """
 
     transforms: tuple[Transform, ...] = ()
@@ -35,7 +35,7 @@ class Policy:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Policy":
-        """The policy of `{"transforms": [{"name": "RandomCrop", "size": 32, ...}, ...]}`.
+        """Build the policy of `{"transforms": [{"name": "RandomCrop", "size": 32, ...}, ...]}`.
 
         Raises:
             UserError: an unknown transform, an unknown or missing parameter, or an impossible value.
@@ -47,7 +47,7 @@ class Policy:
         return cls(tuple(_transform(table) for table in transforms))
 
     def to_config(self) -> dict[str, Any]:
-        """Plain values, from which `from_config` makes an equal policy."""
+        """Convert to plain values, from which `from_config` makes an equal policy."""
         return {
             "transforms": [
                 {"name": type(t).__name__, **{f.name: plain(getattr(t, f.name)) for f in fields(t)}} for t in self.transforms
@@ -61,15 +61,19 @@ class Policy:
 
     @property
     def per_image(self) -> tuple[Transform, ...]:
-        """The transforms of a single image: all but the mixing."""
+        """The transforms of a single image: all except the mixing."""
         return self.transforms[:-1] if self.mixing else self.transforms
 
     def evaluation(self) -> "Policy":
-        """The policy for images that are scored: `Normalize` alone."""
+        """Policy for validation and test images: `Normalize` only."""
         return Policy(tuple(t for t in self.transforms if isinstance(t, Normalize)))
 
+    def fitted_to(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Policy":
+        """This policy for a data set with that mean and standard deviation of each channel, pixels in 0 .. 1."""
+        return Policy(tuple(transform.fitted_to(mean, std) for transform in self.transforms))
+
     def output_size(self, height: int, width: int, channels: int) -> tuple[int, int]:
-        """Height and width of the images given, for images of `height` x `width` pixels and `channels` channels.
+        """Height and width of the output for images of `height` x `width` pixels and `channels` channels.
 
         Raises:
             UserError: a crop is larger than the padded image, an image has too few pixels to reflect or channels that
@@ -81,7 +85,7 @@ class Policy:
         return height, width
 
     def streams(self) -> tuple[int, ...]:
-        """The streams of draws that the transforms use."""
+        """Streams of draws that the transforms use."""
         return tuple(stream for transform in self.transforms for stream in transform.streams)
 
 

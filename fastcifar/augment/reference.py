@@ -1,14 +1,13 @@
-"""The augmentation in PyTorch, for a whole batch at once: the specification that every kernel is held to.
+"""Augmentation in PyTorch for a whole batch: the specification of the kernels.
 
-What each transform draws and does is in its own file, in `transforms/`: it turns words of its streams into parameters, one
-set for each sample, for the whole batch at once, and then applies them to each image.
+Each transform is in its own file in `transforms/`: it turns words of its streams into parameters, one set per sample, for the
+whole batch at once, and then applies them to each image.
 
 Shapes: B images, C channels, H x W pixels in, h x w out. Images are planar (B, C, H, W) inside: uint8 until a transform
-needs float32, whose scale is 0 .. 1. Nothing here waits for the device, and no shape depends on the data.
+needs float32, whose scale is 0 .. 1. Nothing here synchronises, and no shape depends on the data.
 
-A sample comes out the same to the last bit whatever its batch. Hence every product is rounded before it is added (an
-addcmul fuses the two in its vector loop, and not in its remainder), and sums run in float64, where their order does not
-show.
+A sample is the same to the last bit in every batch. Hence every product is rounded before it is added (addcmul fuses the two
+in its vector loop, but not in its remainder), and sums are in float64, where their order does not change the rounded result.
 """
 
 import torch
@@ -18,7 +17,7 @@ from fastcifar.augment.policy import Policy
 from fastcifar.augment.transforms.base import to_float
 
 CPU_CHUNK = 128
-"""Images at once on a CPU: few enough that freed memory is used again. Fresh pages took a third of the time of 2,048."""
+"""Images per chunk on a CPU: few enough that freed memory is reused; with 2,048, fresh pages took a third of the time."""
 
 
 def augment(
@@ -33,9 +32,9 @@ def augment(
     """Apply `policy` to a batch.
 
     Args:
-        images_NHWC: (B, H, W, C) uint8; C is 1 or 3 where the policy jitters colours, anything otherwise.
+        images_NHWC: (B, H, W, C) uint8; C is 1 or 3 if the policy jitters colours, otherwise any number.
         index: (B,) int64, the samples' indices in the data set, which select their draws.
-        epoch: which epoch's draws, an int or a () int64 tensor on the images' device.
+        epoch: selects the epoch's draws, an int or a () int64 tensor on the images' device.
         seed: the run's 64-bit seed, an int or a () int64 tensor.
 
     Returns:
@@ -62,5 +61,5 @@ def augment(
         images = images_NHWC[rows].permute(0, 3, 1, 2).contiguous()
         for apply, *parameters in steps:
             images = apply(images, *(values[rows] for values in parameters))
-        out[rows] = to_float(images).to(out.dtype)  # cast first: casting while the layout changes took twice the time
+        out[rows] = to_float(images).to(out.dtype)  # cast first: casting and changing the layout at once took twice the time
     return out

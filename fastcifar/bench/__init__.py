@@ -1,4 +1,4 @@
-"""How fast everything is, beside its peers: what `fastcifar bench` and the suites in benchmarks/ share.
+"""Throughput of fastcifar beside its peers: shared by `fastcifar bench` and the suites in benchmarks/.
 
     from fastcifar.bench import run
 
@@ -6,7 +6,7 @@
     rows[0].median, rows[0].unit, rows[0].share_of_floor
 
 A *subject* (augment) has *cases* (the seed recipe's policy at batch 512), and a case has *contestants* (fastcifar, kornia),
-which take turns: see `race`. Every contestant gives one `Measurement`.
+which run in interleaved rounds: see `run_interleaved`. Every contestant gets one `Measurement`.
 """
 
 from fastcifar.bench.setting import TINY, Size

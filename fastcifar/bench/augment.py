@@ -1,9 +1,9 @@
-"""augment: how fast is a policy, against torchvision and kornia?
+"""augment: throughput of a policy, beside torchvision and kornia.
 
-"fastcifar" is the loader's own path: batches by random indices into a resident data set. torchvision's v2 and kornia are given
-batches that are gathered already. On CUDA "fastcifar captured" replays a CUDA graph of it, which is the device's time alone,
-and the pixels that it reads fill the L2 cache several times over. On the CPU torchvision's PIL pipeline runs in a process for
-each core. "basic" is crop, flip, normalisation and erasing.
+"fastcifar" is the loader's own path: batches by random indices into a resident data set. torchvision's v2 and kornia get
+batches that are already gathered. On CUDA "fastcifar captured" replays a CUDA graph of our path, so only the device's time
+counts, and the pixels it reads fill the L2 cache four times. On a CPU torchvision's PIL pipeline runs in one process per core.
+"basic" is crop, flip, normalisation and erasing.
 """
 
 import functools
@@ -17,15 +17,15 @@ from PIL import Image
 from fastcifar import augment as p
 from fastcifar.augment import Policy
 from fastcifar.bench import peers
-from fastcifar.bench.floors import policy_floor
-from fastcifar.bench.race import Case, Contestant, Work
-from fastcifar.bench.setting import PIXELS, Setting, random_split, whole
+from fastcifar.bench.interleaved import Case, Contestant, Work
+from fastcifar.bench.limits import policy_limit
+from fastcifar.bench.setting import PIXELS, Setting, random_split, whole_batches
 from fastcifar.bench.timing import REPLAYS, captured, past_the_cache
 from fastcifar.data.resident import ResidentLoader
 
 
 def cases(setting: Setting) -> list[Case]:
-    """Each policy at each batch size."""
+    """List each policy at each batch size."""
     crop, flip, normalize = p.RandomCrop(32, padding=4), p.RandomHorizontalFlip(), p.Normalize(0.5, 0.5)
     basic = Policy((crop, flip, normalize, p.RandomErasing(p=0.5, scale=(0.02, 0.2))))
     policies = {f"{setting.recipe.name} policy": setting.recipe.augment, "basic policy": basic}
@@ -34,17 +34,17 @@ def cases(setting: Setting) -> list[Case]:
 
 def _case(setting: Setting, name: str, policy: Policy, batch: int) -> Case:
     device, dtype, size = setting.device, setting.dtype, setting.size
-    count, slow = max(past_the_cache(batch * PIXELS, device), whole(size.images, batch)), whole(size.slow_images, batch)
-    contestants = [
-        Contestant("fastcifar", functools.partial(ours, policy, batch, count, device, dtype), ours=True),
-        Contestant("torchvision v2", functools.partial(v2, policy, batch, slow, device, dtype)),
-        Contestant("kornia", functools.partial(kornia, policy, batch, slow, device, dtype)),
-    ]
+    count = max(past_the_cache(batch * PIXELS, device), whole_batches(size.images, batch))
+    slow = whole_batches(size.slow_images, batch)
+    many, few = (policy, batch, count, device, dtype), (policy, batch, slow, device, dtype)
+    contestants = [Contestant("fastcifar", functools.partial(ours, *many), ours=True)]
     if device.type == "cuda":
-        contestants.insert(
-            1, Contestant("fastcifar captured", functools.partial(graph, policy, batch, count, device, dtype), True)
-        )
-    else:
+        contestants.append(Contestant("fastcifar captured", functools.partial(graph, *many), ours=True))
+    contestants += [
+        Contestant("torchvision v2", functools.partial(v2, *few)),
+        Contestant("kornia", functools.partial(kornia, *few)),
+    ]
+    if device.type == "cpu":
         contestants.append(Contestant("torchvision PIL", functools.partial(pil, policy, size.slow_images)))
     return Case(
         subject="augment",
@@ -52,7 +52,7 @@ def _case(setting: Setting, name: str, policy: Policy, batch: int) -> Case:
         batch_size=batch,
         unit="images/s",
         device=device,
-        floor=lambda: policy_floor(policy, dtype, device),
+        limit=lambda: policy_limit(policy, dtype, device),
         contestants=tuple(contestants),
         rounds=size.rounds,
     )
@@ -66,7 +66,7 @@ def ours(policy: Policy, batch: int, count: int, device: torch.device, dtype: to
 
 @contextmanager
 def graph(policy: Policy, batch: int, count: int, device: torch.device, dtype: torch.dtype) -> Iterator[Work]:
-    """The kernel alone: each batch has a state of its own, so that nothing moves on between two of them."""
+    """Time the kernel alone: each batch has its own state, so the graph does not advance the loader's position."""
     loader, _ = _loader(policy, batch, count, device, dtype)
     states = [loader.state.clone() for _ in range(count)]
     for position, state in enumerate(states):
@@ -84,7 +84,7 @@ def graph(policy: Policy, batch: int, count: int, device: torch.device, dtype: t
 def _loader(
     policy: Policy, batch: int, count: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[ResidentLoader, Callable[[], list[torch.Tensor]]]:
-    """A loader of `count` batches, and what makes all of them; they are kept, as memory given back is still in the cache."""
+    """A loader of `count` batches, and a function that makes them all; it keeps them, as freed memory is reused from cache."""
     loader = ResidentLoader(random_split(count * batch), policy, batch_size=batch, device=device, dtype=dtype)
     return loader, lambda: [loader.batch(position)[0] for position in range(count)]
 
@@ -100,7 +100,7 @@ def kornia(policy: Policy, batch: int, count: int, device: torch.device, dtype: 
 
 
 def _batched(apply: peers.Batches, batch: int, count: int, device: torch.device, note: str = "") -> Work:
-    """A peer that is given batches (B, 3, H, W) uint8 in channels-last memory on the device."""
+    """Work of a peer that takes batches (B, 3, H, W) uint8 in channels-last memory on the device."""
     images = torch.from_numpy(random_split(count * batch).images).to(device)
     batches = images.permute(0, 3, 1, 2).split(batch)
     return Work(lambda: [apply(part) for part in batches], count * batch, note=lambda: note)
@@ -109,12 +109,12 @@ def _batched(apply: peers.Batches, batch: int, count: int, device: torch.device,
 @contextmanager
 def pil(policy: Policy, count: int) -> Iterator[Work]:
     share = -(-count // peers.CORES)
-    peers.pil_policy(policy)  # says here what it cannot do, and not in a process that would be started again and again
+    peers.pil_policy(policy)  # fails here if unsupported: the pool would restart a failing worker without end
     with peers.workers().Pool(peers.CORES, _start_worker, [policy]) as pool:
         shares = [share] * peers.CORES
 
         def run() -> None:
-            pool.map_async(_work, shares, chunksize=1).get(peers.PATIENCE_S)
+            pool.map_async(_work, shares, chunksize=1).get(peers.TIMEOUT_S)
 
         yield Work(run, sum(shares), note=lambda: f"{peers.CORES} processes")
 

@@ -1,10 +1,10 @@
-"""erasing: how fast is random erasing, against torchvision, kornia and timm?
+"""erasing: throughput of random erasing, beside torchvision, kornia and timm.
 
-p = 0.5 and otherwise each library's arguments by default. "copy" leaves its input alone, "in place" writes to the boxes only,
-"uint8" normalises as well. Batches are in channels-last memory; those that are not uint8 are float32 on a CPU and bfloat16 on
-CUDA, where ours fill the L2 cache several times over. "fastcifar captured" replays a CUDA graph, which is the device's time
-alone; the peers draw on the host, so a graph would repeat their boxes. torchvision's v2 draws one box for a whole batch; on
-the CPU its module is given image by image too.
+p = 0.5 and otherwise each library's default arguments. "copy" leaves its input unchanged, "in place" writes only to the boxes,
+"uint8" also normalises. Batches are in channels-last memory: uint8, or else float32 on a CPU and bfloat16 on CUDA, where ours
+fill the L2 cache four times. "fastcifar captured" replays a CUDA graph, so only the device's time counts; peers draw on the
+host, so a graph would repeat their boxes. torchvision's v2 draws one box for a whole batch, so on a CPU its module also runs
+image by image.
 """
 
 import functools
@@ -20,36 +20,36 @@ from fastcifar import augment as p
 from fastcifar.augment import Policy
 from fastcifar.augment.erasing import RandomErasing, draw_boxes
 from fastcifar.bench import peers
-from fastcifar.bench.floors import Floor, copy_floor, policy_floor
-from fastcifar.bench.race import Case, Contestant, Work
-from fastcifar.bench.setting import PIXELS, SHAPE, Setting, random_split, whole
+from fastcifar.bench.interleaved import Case, Contestant, Work
+from fastcifar.bench.limits import Limit, copy_limit, policy_limit
+from fastcifar.bench.setting import PIXELS, SHAPE, Setting, random_split, whole_batches
 from fastcifar.bench.timing import REPLAYS, captured, past_the_cache
 
 SCALE, RATIO = (0.02, 0.33), (0.3, 3.3)
-"""torchvision's bounds of a box, the default of all."""
+"""Bounds of a box: torchvision's defaults, which all of them share."""
 
 Build = Callable[[], peers.Batches]
 
 
 @dataclass(frozen=True)
 class Mode:
-    """One way to use random erasing.
+    """A way to use random erasing.
 
     Attributes:
-        given: dtype of the batches.
-        ours, theirs: make the modules; theirs by the name of the peer.
-        floor: see `Case`.
+        given: dtype of the input batches.
+        ours, theirs: build the modules; theirs by the peer's name.
+        limit: see `Case`.
     """
 
     name: str
     given: torch.dtype
     ours: Build
     theirs: dict[str, Build]
-    floor: Callable[[], Floor]
+    limit: Callable[[], Limit]
 
 
 def cases(setting: Setting) -> list[Case]:
-    """Each mode at each batch size."""
+    """List each mode at each batch size."""
     modes = _copy(setting.device), _in_place(setting.device), _uint8(setting)
     return [_case(setting, mode, batch) for mode in modes for batch in setting.batches]
 
@@ -58,21 +58,21 @@ def _copy(device: torch.device) -> Mode:
     dtype = _float_dtype(device)
     size = PIXELS * dtype.itemsize
     theirs = {**_torchvision(device), "kornia": _kornia}
-    return Mode("copy", dtype, RandomErasing, theirs, lambda: copy_floor(size, size, device))
+    return Mode("copy", dtype, RandomErasing, theirs, lambda: copy_limit(size, size, device))
 
 
 def _in_place(device: torch.device) -> Mode:
     dtype = _float_dtype(device)
     ours = functools.partial(RandomErasing, inplace=True)
     theirs = {**_torchvision(device, inplace=True), "timm": lambda: _timm(device)}
-    return Mode("in place", dtype, ours, theirs, lambda: boxes_floor(dtype, device))
+    return Mode("in place", dtype, ours, theirs, lambda: boxes_limit(dtype, device))
 
 
 def _uint8(setting: Setting) -> Mode:
     policy, dtype = Policy((p.Normalize(0.5, 0.5), p.RandomErasing())), setting.dtype
     ours = functools.partial(RandomErasing, mean=0.5, std=0.5, dtype=dtype)
     theirs = {"torchvision v2": lambda: peers.v2_policy(policy, dtype), "kornia": lambda: peers.kornia_policy(policy, dtype)}
-    return Mode("uint8", torch.uint8, ours, theirs, lambda: policy_floor(policy, dtype, setting.device))
+    return Mode("uint8", torch.uint8, ours, theirs, lambda: policy_limit(policy, dtype, setting.device))
 
 
 def _float_dtype(device: torch.device) -> torch.dtype:
@@ -82,7 +82,7 @@ def _float_dtype(device: torch.device) -> torch.dtype:
 def _case(setting: Setting, mode: Mode, batch: int) -> Case:
     device, size = setting.device, setting.size
     least = past_the_cache(batch * PIXELS * mode.given.itemsize, device)
-    many, few = max(least, whole(size.images, batch)), whole(size.slow_images, batch)
+    many, few = max(least, whole_batches(size.images, batch)), whole_batches(size.slow_images, batch)
 
     def contestant(name: str, build: Build, count: int, **options: bool) -> Contestant:
         ready = functools.partial(erase, build, lambda: _batches(mode.given, batch, count, device), **options)
@@ -98,25 +98,25 @@ def _case(setting: Setting, mode: Mode, batch: int) -> Case:
         batch_size=batch,
         unit="images/s",
         device=device,
-        floor=mode.floor,
+        limit=mode.limit,
         contestants=tuple(contestants),
         rounds=size.rounds,
     )
 
 
-def boxes_floor(dtype: torch.dtype, device: torch.device) -> Floor:
-    """Images/s, of writing what is inside of the boxes: the mean of some drawn ones."""
+def boxes_limit(dtype: torch.dtype, device: torch.device) -> Limit:
+    """Images/s of writing the boxes only, by their mean area over 10,000 images."""
     shape = torch.Size((10_000, SHAPE[2], *SHAPE[:2]))
     boxes = draw_boxes(0, 0, shape, 0.5, SCALE, RATIO, 1)
     area = boxes[..., 2].mul(boxes[..., 3]).double().mean().item()
-    return copy_floor(0, round(area * SHAPE[2] * dtype.itemsize), device)
+    return copy_limit(0, round(area * SHAPE[2] * dtype.itemsize), device)
 
 
 @contextmanager
 def erase(
     build: Build, make_batches: Callable[[], tuple[torch.Tensor, ...]], *, graph: bool = False, one_draw: bool = False
 ) -> Iterator[Work]:
-    """A module given batch after batch; `graph`: as a CUDA graph, replayed, of our kernel alone."""
+    """Erase every batch; with `graph`, replay a CUDA graph of our kernel alone."""
     module, batches = build(), make_batches()
     module = module.erase if graph and isinstance(module, RandomErasing) else module
 
@@ -128,7 +128,7 @@ def erase(
 
 
 def _batches(dtype: torch.dtype, batch: int, count: int, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """`count` batches (B, 3, H, W) in channels-last memory, in 0 .. 1 where they are not uint8."""
+    """`count` batches (B, 3, H, W) in channels-last memory, in 0 .. 1 unless they are uint8."""
     pixels = torch.from_numpy(random_split(count * batch).images).to(device).permute(0, 3, 1, 2)
     return (pixels if dtype == torch.uint8 else pixels.to(dtype).div_(255)).split(batch)
 

@@ -1,7 +1,7 @@
-"""loader: how fast does a data set become augmented batches on the device, against DataLoader and FFCV?
+"""loader: throughput from a data set to augmented batches on the device, beside DataLoader and FFCV.
 
-A round is an epoch in a new order, from the data set where the loader keeps it. "crop+flip" is what FFCV's own transforms can
-do too: crop with padding 4, flip, normalise.
+A round is one epoch in a new order, from wherever the loader keeps the data set. "crop+flip" is limited to what FFCV's own
+transforms can do: crop with padding 4, flip, normalise.
 """
 
 import functools
@@ -16,16 +16,16 @@ import torch
 from fastcifar import augment as p
 from fastcifar.augment import Policy
 from fastcifar.bench import peers
-from fastcifar.bench.floors import policy_floor
-from fastcifar.bench.race import Case, Contestant, Work
-from fastcifar.bench.setting import Setting, random_split, whole
+from fastcifar.bench.interleaved import Case, Contestant, Work
+from fastcifar.bench.limits import policy_limit
+from fastcifar.bench.setting import Setting, random_split, whole_batches
 from fastcifar.data.beton import write_beton
 from fastcifar.data.resident import ResidentLoader
 from fastcifar.data.streaming import StreamingLoader
 
 
 def cases(setting: Setting) -> list[Case]:
-    """Each policy at each batch size."""
+    """List each policy at each batch size."""
     crop_flip = Policy((p.RandomCrop(32, padding=4), p.RandomHorizontalFlip(), p.Normalize(0.5, 0.5)))
     policies = {"crop+flip": crop_flip, f"{setting.recipe.name} policy": setting.recipe.augment}
     return [_case(setting, name, policy, batch) for name, policy in policies.items() for batch in setting.batches]
@@ -33,12 +33,10 @@ def cases(setting: Setting) -> list[Case]:
 
 def _case(setting: Setting, name: str, policy: Policy, batch: int) -> Case:
     device, dtype, size = setting.device, setting.dtype, setting.size
-    count, slow = (whole(images, batch) * batch for images in (size.images, size.slow_images))
+    count, slow = (whole_batches(images, batch) * batch for images in (size.images, size.slow_images))
     contestants = [
-        Contestant("fastcifar", functools.partial(resident, policy, batch, count, device, setting.dtype), ours=True),
-        Contestant(
-            "fastcifar streaming", functools.partial(streaming, policy, batch, count, device, setting.dtype), ours=True
-        ),
+        Contestant("fastcifar", functools.partial(resident, policy, batch, count, device, dtype), ours=True),
+        Contestant("fastcifar streaming", functools.partial(streaming, policy, batch, count, device, dtype), ours=True),
         Contestant("DataLoader, torchvision PIL", functools.partial(pil, policy, batch, slow, device)),
     ]
     if name == "crop+flip":
@@ -49,7 +47,7 @@ def _case(setting: Setting, name: str, policy: Policy, batch: int) -> Case:
         batch_size=batch,
         unit="images/s",
         device=device,
-        floor=lambda: policy_floor(policy, dtype, device),
+        limit=lambda: policy_limit(policy, dtype, device),
         contestants=tuple(contestants),
         rounds=size.rounds,
     )
@@ -103,7 +101,7 @@ def ffcv(batch: int, count: int, device: torch.device, dtype: torch.dtype) -> It
 
 @contextmanager
 def _beton(count: int) -> Iterator[Path]:
-    """A file of random images."""
+    """Write a temporary file of random images."""
     with TemporaryDirectory() as folder:
         split, path = random_split(count), Path(folder, "random.beton")
         write_beton(path, split.images, split.labels)

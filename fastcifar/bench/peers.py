@@ -1,6 +1,6 @@
-"""What the peers make of a policy, each as its own documentation does it.
+"""A policy in the transforms of each peer, set up as the peer's own documentation does it.
 
-A peer that is not installed, or has no such transform, raises `Unavailable`. Nothing here is needed to train.
+A peer that is not installed or lacks a transform raises `Unavailable`. Training needs nothing from here.
 """
 
 import dataclasses
@@ -22,17 +22,18 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from fastcifar.augment import Policy, RandomErasing
+from fastcifar.augment import Policy, RandomCrop, RandomErasing
 from fastcifar.augment.transforms.base import Transform, per_channel
+from fastcifar.bench.setting import SHAPE
 from fastcifar.data.dataset import Split
 
 EXTRAS = {"kornia": "peers", "timm": "peers", "ffcv": "ffcv"}
-"""The extra of fastcifar that installs a peer."""
+"""The extra of fastcifar that installs each peer."""
 AFTER_TENSOR = "Normalize", "RandomErasing"
-"""torchvision's transforms that PIL images must be made tensors for."""
-ONE_DRAW = "one draw for a whole batch, which is less work than one an image"
-PATIENCE_S = 120
-"""After which a worker that has not answered is taken for dead."""
+"""torchvision's transforms that need a tensor, not a PIL image."""
+ONE_DRAW = "one draw for a whole batch, which is less work than one per image; a batch that is not changed is not copied"
+TIMEOUT_S = 120
+"""Time after which a worker that has not answered counts as dead."""
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 Batches = Callable[[torch.Tensor], torch.Tensor]
@@ -40,7 +41,7 @@ Batches = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Unavailable(Exception):
-    """What a peer cannot do here, and what to do about it, in one line."""
+    """A contestant cannot run here; the message says in one line why, and what to install if that helps."""
 
 
 def require(package: str) -> ModuleType:
@@ -49,7 +50,7 @@ def require(package: str) -> ModuleType:
     try:
         with warnings.catch_warnings(action="ignore"):
             return importlib.import_module(package)
-    except Exception as error:  # FFCV's compiled part fails in many ways
+    except Exception as error:  # FFCV's compiled part raises many kinds of errors
         if isinstance(error, ModuleNotFoundError) and error.name == name:
             why = f"{name} is not installed; get it with: pip install 'fastcifar[{EXTRAS[name]}]'"
         else:
@@ -58,11 +59,11 @@ def require(package: str) -> ModuleType:
 
 
 def torchvision_policy(policy: Policy, library: ModuleType, first: list[Any], last: list[Any]) -> Callable[[Any], Any]:
-    """The policy in torchvision's `transforms` or `transforms.v2`, whose names and parameters it shares.
+    """Build the policy from torchvision's `transforms` or `transforms.v2`, which have the same names and parameters.
 
     Args:
-        first: what makes floats of its input; it goes before the transforms that need them.
-        last: what makes its output.
+        first: converts to float; placed before the transforms that need it.
+        last: makes the output.
     """
     steps, after = [], []
     for transform in policy.transforms:
@@ -76,24 +77,26 @@ def _torchvision(transform: Transform, library: ModuleType) -> Any:
         raise Unavailable(f"torchvision has no {name} of an image")
     if name == "Normalize":
         parameters = {key: per_channel(value, 3) for key, value in parameters.items()}
+    if name == "RandomCrop":
+        parameters["size"] = _window(transform)
     return getattr(library, name)(**parameters)
 
 
 def pil_policy(policy: Policy) -> Callable[[Image.Image], torch.Tensor]:
-    """Image by image, float32 from PIL images."""
+    """Build torchvision's transforms of one PIL image; the result is float32."""
     return torchvision_policy(policy, torchvision.transforms, [torchvision.transforms.ToTensor()], [])
 
 
 def v2_policy(policy: Policy, dtype: torch.dtype) -> Batches:
-    """torchvision's v2 for a whole batch at once, with one draw for all of it, which is less work than one an image."""
+    """Build torchvision's v2 for a whole batch, which shares one draw; that is less work than a draw per image."""
     return torchvision_policy(policy, v2, [v2.ToDtype(torch.float32, scale=True)], [v2.ToDtype(dtype)])
 
 
 def kornia_policy(policy: Policy, dtype: torch.dtype) -> Batches:
-    """kornia's modules for a whole batch, a draw an image."""
+    """Build kornia's modules for a whole batch, with a draw per image."""
     kornia = require("kornia.augmentation")
     make = {
-        "RandomCrop": lambda t: kornia.RandomCrop((t.size, t.size), padding=t.padding, padding_mode=t.padding_mode),
+        "RandomCrop": lambda t: kornia.RandomCrop(_window(t), padding=t.padding, padding_mode=t.padding_mode),
         "RandomHorizontalFlip": lambda t: kornia.RandomHorizontalFlip(t.p),
         "ColorJitter": lambda t: kornia.ColorJitter(t.brightness, t.contrast, t.saturation),
         "RandomRotation": lambda t: kornia.RandomRotation(t.degrees, resample="nearest", p=1.0),
@@ -107,6 +110,11 @@ def kornia_policy(policy: Policy, dtype: torch.dtype) -> Batches:
     return lambda images: steps(images.float().div_(255)).to(dtype)
 
 
+def _window(transform: RandomCrop) -> tuple[int, int]:
+    """Height and width of the crop; torchvision and kornia have no crop as large as the image by default."""
+    return transform.window(*SHAPE[:2])[:2]
+
+
 def _number(transform: RandomErasing) -> float:
     if not isinstance(transform.value, int | float):
         raise Unavailable(f"kornia's RandomErasing writes one number, not {transform.value}")
@@ -114,17 +122,17 @@ def _number(transform: RandomErasing) -> float:
 
 
 def workers() -> BaseContext:
-    """Processes that begin as copies of a clean one with torch imported: no threads of ours, no CUDA, and quickly."""
+    """Context whose processes fork from a clean one with torch imported: quick to start, without our threads and CUDA."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
 
 
 class Pictures(Dataset):
-    """The data set of plain PyTorch: one PIL image at a time.
+    """Data set of plain PyTorch: one PIL image at a time.
 
     Args:
-        path: an .npy file (N, H, W, C) uint8; every worker maps it for itself.
+        path: an .npy file (N, H, W, C) uint8; every worker maps it itself.
         labels: (N,) int64.
         transform: of a PIL image.
     """
@@ -145,7 +153,7 @@ class Pictures(Dataset):
 def data_loader(
     split: Split, folder: Path, policy: Policy, batch: int, device: torch.device, *, shuffle: bool = True
 ) -> DataLoader:
-    """Plain `DataLoader` with torchvision's PIL transforms and a worker for each core, kept from epoch to epoch."""
+    """Build a plain `DataLoader` with torchvision's PIL transforms and a persistent worker per core."""
     path = folder / f"{'shuffled' if shuffle else 'ordered'}.npy"
     np.save(path, split.images)
     return DataLoader(
@@ -154,7 +162,7 @@ def data_loader(
         shuffle=shuffle,
         drop_last=shuffle,
         num_workers=CORES,
-        timeout=PATIENCE_S,
+        timeout=TIMEOUT_S,
         pin_memory=device.type == "cuda",
         persistent_workers=True,
         multiprocessing_context=workers(),
@@ -162,9 +170,9 @@ def data_loader(
 
 
 def ffcv_loader(path: Path, batch: int, device: torch.device, dtype: torch.dtype) -> Iterable[tuple[torch.Tensor, ...]]:
-    """FFCV's own loader with the transforms of its CIFAR-10 example, without Cutout: flip, shift by up to 4, normalise.
+    """Build FFCV's own loader with the transforms of its CIFAR-10 example, without Cutout: flip, shift by up to 4, normalise.
 
-    As it advises, a PyTorch module normalises on a GPU, and its own compiled transform on a CPU.
+    As FFCV recommends, a PyTorch module normalises on a GPU, and FFCV's own compiled transform on a CPU.
     """
     loader, decoders, ops = (require(f"ffcv.{name}") for name in ("loader", "fields.decoders", "transforms"))
     image = [decoders.SimpleRGBImageDecoder(), ops.RandomHorizontalFlip(), ops.RandomTranslate(padding=4)]

@@ -1,7 +1,7 @@
-"""Training in plain PyTorch, as its tutorials have it: the peer of step, epoch and train.
+"""Training in plain PyTorch, as in its tutorials: the peer of step, epoch and train.
 
-Eager float32 in PyTorch's default memory layout, with PyTorch's own switches (cuDNN may round factors to TF32), fed by a
-`DataLoader` with torchvision's PIL transforms. To its advantage nothing waits for a loss, and the learning rate stays.
+Eager float32 in PyTorch's default memory layout and settings (cuDNN may round factors to TF32), fed by a `DataLoader` with
+torchvision's PIL transforms. It has two advantages: no loss is read, so nothing synchronises, and the learning rate is fixed.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,9 +22,9 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class PlainTraining:
-    """The recipe's model and optimizer.
+    """Trainer of the recipe's model with plain PyTorch.
 
-    No part of it refers back to it, so that its workers end when it is let go, in its own time and not in that of others.
+    It is in no reference cycle: its workers exit as soon as it is deleted, and not while another contestant is timed.
 
     Raises:
         Unavailable: PyTorch has no such optimizer or transform.
@@ -37,20 +37,20 @@ class PlainTraining:
         self.step = train_step(optimizer, lambda images, labels: F.cross_entropy(model(images), labels))
 
     def load(self, dataset: Dataset, folder: Path) -> None:
-        """Start what reads the data set, whose pixels are put into `folder`."""
+        """Build the data loaders; the pixels are written to `folder`."""
         recipe, device = self.recipe, self.device
         self.training = data_loader(dataset.train, folder, recipe.augment, recipe.train.batch_size, device)
         policy, batch = recipe.augment.evaluation(), recipe.evaluate.batch_size
         self.validation = data_loader(dataset.val, folder, policy, batch, device, shuffle=False)
 
     def epoch(self) -> float:
-        """Train on every batch, then score; the share predicted correctly."""
+        """Train on every batch, then return `score`."""
         for batch in self.training:
             self.step(*self._moved(batch))
         return self.score()
 
     def score(self) -> float:
-        """The share of the validation split that is predicted correctly."""
+        """Accuracy on the validation split, 0 to 1."""
         self.model.eval()
         with torch.no_grad():
             batches = map(self._moved, self.validation)
@@ -63,7 +63,7 @@ class PlainTraining:
 
 
 def plain_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """PyTorch's own, by its defaults."""
+    """Build PyTorch's own optimizer, with its defaults."""
     shared = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.name == "sgd":
         return torch.optim.SGD(model.parameters(), momentum=config.momentum, nesterov=config.nesterov, **shared)
@@ -74,7 +74,7 @@ def plain_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 
 def train_step(optimizer: torch.optim.Optimizer, loss_of: Loss) -> Callable[[torch.Tensor, torch.Tensor], None]:
-    """One step on (images, labels); it does not wait for the device."""
+    """Build a function that takes one step on (images, labels) without synchronising."""
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> None:
         loss = loss_of(images, labels)

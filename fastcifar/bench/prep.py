@@ -1,7 +1,7 @@
-"""prep: how fast do images become a .beton, against FFCV's own writer?
+"""prep: throughput from images to a .beton file, beside FFCV's own writer.
 
-"write" is from arrays in memory to a complete file in the temporary folder. "whole" is all that `fastcifar prep` does with the
-source named by $FASTCIFAR_SOURCE: read, split, write, read back, hash and describe.
+"write" is from arrays in memory to a complete file in the temporary folder. "whole" is all of `fastcifar prep` for the source
+named by $FASTCIFAR_SOURCE: read, split, write, read back, hash and describe.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ from tempfile import TemporaryDirectory
 import torch
 
 from data_prep import prepare
-from fastcifar.bench.floors import copy_floor
+from fastcifar.bench.interleaved import Case, Contestant, Work
+from fastcifar.bench.limits import copy_limit
 from fastcifar.bench.peers import CORES, Unavailable, require
-from fastcifar.bench.race import Case, Contestant, Work
 from fastcifar.bench.setting import PIXELS, Setting, random_split
 from fastcifar.data.beton import write_beton
 
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 def cases(setting: Setting) -> list[Case]:
-    """Both, on the host whatever the device."""
+    """List both cases, which always run on the host."""
     ours = Contestant("fastcifar", functools.partial(write, setting.size.images), ours=True)
     ffcv = Contestant("FFCV DatasetWriter", functools.partial(ffcv_write, setting.size.images))
     return [_case(setting, "write", ours, ffcv), _case(setting, "whole", Contestant("fastcifar", whole, ours=True))]
@@ -39,7 +39,7 @@ def _case(setting: Setting, name: str, *contestants: Contestant) -> Case:
         batch_size=None,
         unit="images/s",
         device=CPU,
-        floor=lambda: copy_floor(PIXELS, PIXELS, CPU),
+        limit=lambda: copy_limit(PIXELS, PIXELS, CPU),
         contestants=contestants,
         rounds=setting.size.rounds,
         warm_up=1,
@@ -83,7 +83,7 @@ def whole() -> Iterator[Work]:
         raise Unavailable("no source is given; name one with FASTCIFAR_SOURCE=...")
 
     def run() -> int:
-        with TemporaryDirectory() as folder:  # another each time: what is there already would not be done again
+        with TemporaryDirectory() as folder:  # a new one per round: prep skips what exists already
             return sum(prepare(source, Path(folder, "betons")).manifest.counts.values())
 
     yield Work(run, run(), note=lambda: f"of {Path(source).name}")

@@ -1,4 +1,4 @@
-"""What a subject is measured with, and how much of it makes a round."""
+"""Recipe, device and amount of work of the measurements, and their random images."""
 
 import functools
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ from fastcifar.recipe import Recipe
 from fastcifar.runtime.precision import PRECISIONS
 
 SHAPE = 32, 32, 3
-"""(H, W, C) of the images: CIFAR's."""
+"""(H, W, C) of CIFAR's images."""
 PIXELS = 3 * 32 * 32
 CLASSES = 10
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much work the measurement of a subject is.
+    """Amount of work in the measurement of a subject.
 
     Attributes:
-        rounds: that count.
-        images: in a round, of whole batches. For epoch and train: trained on in an epoch; a quarter of them is scored.
-        slow_images: the same, for peers that would take too long with as many.
-        batches: batch sizes; the recipe's own where there are none.
+        rounds: counted rounds.
+        images: per round, in whole batches. For epoch and train: trained on per epoch; a quarter as many are scored.
+        slow_images: the same for peers that would take too long with `images`.
+        batches: batch sizes; empty for the recipe's own.
         epochs: of a training run.
     """
 
@@ -45,7 +45,7 @@ ON_CPU = {
     "epoch": Size(rounds=3, images=256),
     "train": Size(rounds=3, images=256),
 }
-"""All of it in ten minutes on two cores."""
+"""All subjects take ten minutes on two cores."""
 
 ON_CUDA = {
     "prep": Size(rounds=5, images=50_000),
@@ -56,15 +56,15 @@ ON_CUDA = {
     "epoch": Size(rounds=3, images=40_000),
     "train": Size(rounds=2, images=40_000, epochs=2),
 }
-"""Meant for one to two minutes a subject, most of it compiling and starting workers; not measured."""
+"""Planned for one to two minutes per subject, mostly compiling and starting workers; not measured."""
 
-TINY = {name: Size(rounds=2, images=16, slow_images=16, batches=(8,)) for name in ON_CPU}
-"""To see that everything runs; of no use as a measurement."""
+TINY = {name: Size(rounds=2, images=16, slow_images=8, batches=(8,)) for name in ON_CPU}
+"""Only to check that everything runs; the times mean nothing."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the cases of one subject are made of."""
+    """Parameters of one subject's cases."""
 
     device: torch.device
     recipe: Recipe
@@ -72,7 +72,7 @@ class Setting:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the images of a batch."""
+        """dtype of a batch's images."""
         return PRECISIONS[self.recipe.train.precision].compute
 
     @property
@@ -80,20 +80,20 @@ class Setting:
         return self.size.batches or (self.recipe.train.batch_size,)
 
 
-def whole(images: int, batch: int) -> int:
-    """As many batches as `images` fill, at least one."""
+def whole_batches(images: int, batch: int) -> int:
+    """Number of batches that `images` fill, at least one."""
     return max(1, images // batch)
 
 
 @functools.lru_cache(maxsize=2)
 def random_split(count: int) -> Split:
-    """Random pixels and labels, always the same, not to be written to. Never zeros: some devices compute those faster."""
+    """Random pixels and labels, always the same; not to be written to. Not zeros, which some devices compute faster."""
     rng = np.random.default_rng(0)
     return Split(rng.integers(0, 256, (count, *SHAPE), dtype=np.uint8), rng.integers(0, CLASSES, count))
 
 
 def random_dataset(train: int, scored: int) -> Dataset:
-    """A data set of random images, with as many to validate as to test: none where `scored` is 0."""
+    """Data set of random images; `scored` is the size of its validation and its test split, and 0 omits both."""
     counts = {"train": train, "val": scored, "test": scored}
     splits = {name: random_split(count) if count else None for name, count in counts.items()}
     manifest = Manifest(

@@ -1,4 +1,4 @@
-"""The subjects, and the one way to measure them."""
+"""The subjects of `fastcifar bench`, and how they are run."""
 
 import dataclasses
 import gc
@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 
 from fastcifar.bench import augment, erasing, loader, prep, training
-from fastcifar.bench.race import Case, race
-from fastcifar.bench.setting import CLASSES, ON_CPU, ON_CUDA, SHAPE, Setting, Size
+from fastcifar.bench.interleaved import Case, run_interleaved
+from fastcifar.bench.setting import ON_CPU, ON_CUDA, Setting, Size, random_dataset
 from fastcifar.recipe import Recipe
 from fastcifar.runtime.device import make_current
 from fastcifar.runtime.errors import UserError, nearest
@@ -26,7 +26,7 @@ SUBJECTS: dict[str, Callable[[Setting], list[Case]]] = {
 
 
 def choose_subjects(names: Iterable[str]) -> list[str]:
-    """The subjects named, each once, in the order of SUBJECTS; "all" is all of them.
+    """Resolve names of subjects: each once, in the order of SUBJECTS; "all" stands for all of them.
 
     Raises:
         UserError: there is no such subject.
@@ -45,12 +45,12 @@ def make_cases(
     sizes: Mapping[str, Size] | None = None,
     batch_sizes: Sequence[int] = (),
 ) -> list[Case]:
-    """What `run` would measure; nothing of it is built or begun yet."""
+    """List the cases that `run` would measure; nothing is built or started yet."""
     size = (sizes or (ON_CUDA if device.type == "cuda" else ON_CPU))[subject]
     if batch_sizes:
         size = dataclasses.replace(size, batches=tuple(batch_sizes))
     recipe, _ = recipe.resolved(device)
-    return SUBJECTS[subject](Setting(device, recipe.with_classes(CLASSES, SHAPE[2]), size))
+    return SUBJECTS[subject](Setting(device, recipe.fitted_to(random_dataset(1, 0).manifest), size))
 
 
 def run(
@@ -66,11 +66,11 @@ def run(
 
     Args:
         subjects: names of SUBJECTS, or "all".
-        device: of all but prep, which is the host's.
-        recipe: its policy, model, optimizer and precision are measured.
-        sizes: of each subject; `fastcifar.bench.TINY` only sees that everything runs. Default: as the device needs.
-        batch_sizes: instead of those of `sizes`.
-        progress: told what is being measured.
+        device: for all but prep, which runs on the host.
+        recipe: gives the policy, model, optimizer and precision.
+        sizes: by subject; `fastcifar.bench.TINY` only checks that everything runs. Default: ON_CPU or ON_CUDA.
+        batch_sizes: replace those of `sizes`.
+        progress: called with the name of each case before it is measured.
 
     Raises:
         UserError: no such subject, or the recipe does not fit images of 32 x 32 pixels.
@@ -85,9 +85,9 @@ def run(
 
 
 def measure(case: Case) -> list[Measurement]:
-    """Run one case, and give back what it took: memory, and compiled code, of which PyTorch keeps only so much."""
+    """Run one case, then free its memory and compiled code: PyTorch stops compiling at its recompilation limit."""
     try:
-        return race(case)
+        return run_interleaved(case)
     finally:
         gc.collect()
         if case.device.type == "cuda":

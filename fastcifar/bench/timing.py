@@ -1,4 +1,4 @@
-"""What makes a timing on CUDA say something of the device."""
+"""Timing of the device alone on CUDA: no launch overhead, no hits in the L2 cache."""
 
 from collections.abc import Callable
 
@@ -8,14 +8,14 @@ from fastcifar.bench.peers import Unavailable
 from fastcifar.runtime.cuda_graph import CaptureFailed, capture, side_stream
 
 REPLAYS = 4
-"""Of a graph in a round, so that starting it, some 10 us, is little of it."""
+"""Replays of a graph per round: launching it costs some 10 us, which should be a small part of the round."""
 
 
 def captured(run: Callable[[], list[torch.Tensor]]) -> Callable[[], list[torch.Tensor]]:
-    """`run` as a CUDA graph, replayed `REPLAYS` times: the device's time, without that of the host.
+    """Capture `run` as a CUDA graph; return a function that replays it `REPLAYS` times, without the host's time.
 
     Raises:
-        Unavailable: it cannot be captured.
+        Unavailable: `run` cannot be captured.
     """
     kept = []
     with side_stream():
@@ -28,13 +28,13 @@ def captured(run: Callable[[], list[torch.Tensor]]) -> Callable[[], list[torch.T
     def replay_all() -> list[torch.Tensor]:
         for _ in range(REPLAYS):
             replay()
-        return kept  # memory given back would be used again by the next batch, out of the cache
+        return kept  # freed memory would be reused by the next batch, and hit the cache
 
     return replay_all
 
 
 def past_the_cache(bytes_each: int, device: torch.device) -> int:
-    """How many batches of that size fill a GPU's L2 cache four times, so that each comes from memory; 1 on a CPU."""
+    """Number of batches that fill a GPU's L2 cache four times, so that each is read from memory; 1 on a CPU."""
     if device.type == "cpu":
         return 1
     return -(-4 * torch.cuda.get_device_properties(device).L2_cache_size // bytes_each)

@@ -1,10 +1,9 @@
-"""step, epoch and train: how fast does a recipe train, against the same model in plain PyTorch?
+"""step, epoch and train: training speed of a recipe, beside the same model in plain PyTorch.
 
-"step" is the engine's training step, which makes its own batch, against plain PyTorch (see `plain`) on a batch that is ready.
-"eager PyTorch as the recipe" is given such a batch too, and the recipe's precision, channels-last memory and fused optimizer:
-it shows what the engine costs, and what it gains. "epoch" trains on a data set and scores a quarter as many images. "train" is
-a whole run, from nothing to the score on the test split, with its run directory. Pixels and labels are random, which changes
-no time.
+"step" is the engine's training step, including its batch; plain PyTorch (see `plain`) gets a ready batch. So does "eager
+PyTorch as the recipe", which has the recipe's precision, channels-last memory and fused optimizer: it shows the engine's own
+cost and gain. "epoch" trains on a data set and scores a quarter as many images. "train" is a whole run, from building the
+model to the score on the test split, with its run directory. Pixels and labels are random, which changes no time.
 """
 
 import dataclasses
@@ -18,15 +17,16 @@ from typing import Any
 
 import torch
 
-from fastcifar.bench.apart import apart
-from fastcifar.bench.floors import run_floor, step_floor
+from fastcifar.bench.interleaved import Case, Contestant, Work
+from fastcifar.bench.limits import run_limit, step_limit
+from fastcifar.bench.own_process import in_own_process
 from fastcifar.bench.peers import CORES
 from fastcifar.bench.plain import PlainTraining, train_step
-from fastcifar.bench.race import Case, Contestant, Work
-from fastcifar.bench.setting import PIXELS, SHAPE, Setting, random_dataset, whole
+from fastcifar.bench.setting import PIXELS, SHAPE, Setting, random_dataset, whole_batches
 from fastcifar.bench.timing import past_the_cache
 from fastcifar.display.console import Reporter
 from fastcifar.engine.engine import Engine
+from fastcifar.engine.evaluate import VIEW_COUNTS
 from fastcifar.engine.step import forward_loss
 from fastcifar.engine.trainer import train
 from fastcifar.models import build_model
@@ -38,9 +38,9 @@ from fastcifar.runtime.distributed import World
 from fastcifar.runtime.precision import PRECISIONS, arithmetic, to_weights_dtype
 
 STEP_BATCHES = 40
-"""Batches in the data set of "step", at least."""
-SCORED = 4
-"""An image is scored, after an epoch, for so many trained on."""
+"""Least number of batches in the data set of "step"."""
+TRAINED_PER_SCORED = 4
+"""Images trained on per image scored after the epoch."""
 PLAIN = "plain PyTorch, eager float32"
 
 
@@ -49,8 +49,8 @@ class Job:
     """Training on random images.
 
     Attributes:
-        recipe: with the batch size and the epochs of the job.
-        trained, scored: images of the training split, and of the validation and the test split each.
+        recipe: with the job's batch size and epochs.
+        trained, scored: images in the training split; images in the validation and in the test split, each.
     """
 
     recipe: Recipe
@@ -60,11 +60,11 @@ class Job:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of the model for one image, forward."""
+        """Multiply-accumulates per image in the forward pass."""
         return summarize(build_model(self.recipe.model), (SHAPE[2], *self.recipe.augment.output_size(*SHAPE))).macs
 
     def engine(self, backend: str = "auto") -> Engine:
-        """Ready for its first step."""
+        """Build and warm up an engine."""
         dataset = random_dataset(self.trained, self.scored)
         engine = Engine(self.recipe, dataset, World(self.device), backend=backend, loader="resident")
         engine.warm_up()
@@ -75,23 +75,33 @@ Ready = Callable[[Job], AbstractContextManager[Work]]
 
 
 def step_cases(setting: Setting) -> list[Case]:
-    """Each batch size."""
+    """List each batch size."""
     return [_step_case(setting, batch) for batch in setting.batches]
 
 
 def epoch_cases(setting: Setting) -> list[Case]:
-    """Each batch size."""
-    return [_epoch_case(setting, batch) for batch in setting.batches]
+    """List each batch size."""
+    epochs = max(setting.recipe.train.epochs, setting.size.rounds + 1)  # at least one per round
+    return [
+        _run_case(setting, "epoch", job, f"{job.trained:,} images", (1, 1), engine_epochs, plain_epochs)
+        for job in _jobs(setting, epochs)
+    ]
 
 
 def train_cases(setting: Setting) -> list[Case]:
-    """Each batch size."""
-    return [_train_case(setting, batch) for batch in setting.batches]
+    """List each batch size."""
+    epochs = setting.size.epochs
+    return [
+        _run_case(
+            setting, "train", job, f"{epochs} x {job.trained:,} images", (epochs, epochs + 1), our_training, plain_training
+        )
+        for job in _jobs(setting, epochs)
+    ]
 
 
 def _step_case(setting: Setting, batch: int) -> Case:
     device, warm_up = setting.device, 2
-    steps = whole(setting.size.images, batch)
+    steps = whole_batches(setting.size.images, batch)
     batches = max(STEP_BATCHES, past_the_cache(batch * PIXELS, device))
     enough = -(-steps * (setting.size.rounds + warm_up) // batches)
     job = Job(_recipe(setting, batch, max(setting.recipe.train.epochs, enough)), batches * batch, 0, device)
@@ -102,8 +112,8 @@ def _step_case(setting: Setting, batch: int) -> Case:
         Contestant(name, functools.partial(engine_steps, job, backend, steps), ours=True) for name, backend in backends.items()
     ]
     theirs = [
-        Contestant(PLAIN, _as_users_run_it(functools.partial(plain_steps, job, steps), device)),
-        Contestant("eager PyTorch as the recipe", functools.partial(bare_steps, job, steps)),
+        Contestant(PLAIN, _isolated(functools.partial(plain_steps, job, steps), device)),
+        Contestant("eager PyTorch as the recipe", functools.partial(recipe_steps, job, steps)),
     ]
     return Case(
         subject="step",
@@ -111,59 +121,48 @@ def _step_case(setting: Setting, batch: int) -> Case:
         batch_size=batch,
         unit="steps/s",
         device=device,
-        floor=lambda: step_floor(job.macs, batch, device, job.recipe.train.precision),
+        limit=lambda: step_limit(job.macs, batch, device, job.recipe.train.precision),
         contestants=(*ours, *theirs),
         rounds=setting.size.rounds,
         warm_up=warm_up,
     )
 
 
-def _epoch_case(setting: Setting, batch: int) -> Case:
-    enough = setting.size.rounds + 1
-    job = _job(setting, batch, max(setting.recipe.train.epochs, enough))
-    return _run_case(setting, "epoch", job, f"{job.trained:,} images", (1, 1), engine_epochs, plain_epochs)
-
-
-def _train_case(setting: Setting, batch: int) -> Case:
-    epochs = setting.size.epochs
-    job = _job(setting, batch, epochs)
-    name = f"{epochs} x {job.trained:,} images"
-    return _run_case(setting, "train", job, name, (epochs, epochs + 1), our_training, plain_training)
-
-
 def _run_case(
     setting: Setting, subject: str, job: Job, name: str, passes: tuple[int, int], ours: Ready, theirs: Ready
 ) -> Case:
-    """A case that times all of a run; `passes` counts those over the trained images, and those over the scored ones."""
+    """Build a case that times a whole run; `passes` over the images trained on, and over those scored."""
     recipe = job.recipe
-    trained, scored = passes[0] * job.trained, passes[1] * job.scored * (2 if recipe.evaluate.tta == "flip" else 1)
+    trained, scored = passes[0] * job.trained, passes[1] * job.scored * VIEW_COUNTS[recipe.evaluate.tta]
     return Case(
         subject=subject,
         name=f"{recipe.name}, {name}",
         batch_size=recipe.train.batch_size,
         unit="s",
         device=job.device,
-        floor=lambda: run_floor(job.macs, trained, scored, job.device, recipe.train.precision),
+        limit=lambda: run_limit(job.macs, trained, scored, job.device, recipe.train.precision),
         contestants=(
             Contestant("fastcifar", functools.partial(ours, job), ours=True),
-            Contestant(f"{PLAIN}, DataLoader", _as_users_run_it(functools.partial(theirs, job), job.device)),
+            Contestant(f"{PLAIN}, DataLoader", _isolated(functools.partial(theirs, job), job.device)),
         ),
         rounds=setting.size.rounds,
         warm_up=1,
     )
 
 
-def _as_users_run_it(ready: Callable[[], AbstractContextManager[Work]], device: torch.device) -> Callable[..., Any]:
-    """Apart on a CPU; on CUDA, whose clock and memory are this process's, together with the others."""
-    return functools.partial(apart, ready) if device.type == "cpu" else ready
+def _isolated(ready: Callable[[], AbstractContextManager[Work]], device: torch.device) -> Callable[..., Any]:
+    """Move a contestant to its own process on a CPU; not on CUDA, whose events cannot time another process."""
+    return functools.partial(in_own_process, ready) if device.type == "cpu" else ready
 
 
-def _job(setting: Setting, batch: int, epochs: int) -> Job:
-    trained = whole(setting.size.images, batch) * batch
-    scored = max(1, trained // SCORED)
-    recipe = _recipe(setting, batch, epochs)
-    evaluate = dataclasses.replace(recipe.evaluate, batch_size=min(recipe.evaluate.batch_size, scored))
-    return Job(dataclasses.replace(recipe, evaluate=evaluate), trained, scored, setting.device)
+def _jobs(setting: Setting, epochs: int) -> Iterator[Job]:
+    """Yield a job for each batch size."""
+    for batch in setting.batches:
+        trained = whole_batches(setting.size.images, batch) * batch
+        scored = max(1, trained // TRAINED_PER_SCORED)
+        recipe = _recipe(setting, batch, epochs)
+        evaluate = dataclasses.replace(recipe.evaluate, batch_size=min(recipe.evaluate.batch_size, scored))
+        yield Job(dataclasses.replace(recipe, evaluate=evaluate), trained, scored, setting.device)
 
 
 def _recipe(setting: Setting, batch: int, epochs: int) -> Recipe:
@@ -192,8 +191,8 @@ def plain_steps(job: Job, steps: int) -> Iterator[Work]:
 
 
 @contextmanager
-def bare_steps(job: Job, steps: int) -> Iterator[Work]:
-    """The recipe's arithmetic without the engine."""
+def recipe_steps(job: Job, steps: int) -> Iterator[Work]:
+    """Train with the recipe's arithmetic, without the engine."""
     recipe, device = job.recipe, job.device
     model = to_weights_dtype(build_model(recipe.model), recipe.train.precision)
     model.to(device, memory_format=torch.channels_last)
@@ -245,7 +244,7 @@ def our_training(job: Job) -> Iterator[Work]:
 
     def run() -> RunSummary:
         if job.device.type == "cuda":
-            torch.compiler.reset()  # as in a process of its own, and for the limit of recompilations
+            torch.compiler.reset()  # compile as a new process would, and stay below the recompilation limit
         with TemporaryDirectory() as folder:
             summaries.append(train(job.recipe, dataset, Path(folder, "run"), reporter=Reporter.silent(), **how).summary)
         return summaries[-1]
@@ -268,7 +267,7 @@ def plain_training(job: Job) -> Iterator[Work]:
             plain.load(dataset, Path(folder))
             for _ in range(job.recipe.train.epochs):
                 plain.epoch()
-            return plain.score()  # the test split is as large as that of validation
+            return plain.score()  # in place of the test split, which has the same size
 
     yield Work(run, job.trained, note=_workers)
 

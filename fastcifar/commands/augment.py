@@ -24,7 +24,8 @@ def augment(
     from fastcifar.recipe import load_recipe
     from fastcifar.runtime.device import choose_device
 
-    loaded, dataset = load_recipe(recipe, set_), load_dataset(data)
+    dataset = load_dataset(data)
+    loaded = load_recipe(recipe, set_).fitted_to(dataset.manifest)
     where = {"images": images, "draws": draws, "seed": loaded.train.seed, "device": choose_device(device)}
     draw_grid(dataset.train, loaded.augment, dataset.manifest.classes, out, **where)
     print(f"{out}: {images} images of {dataset.manifest.name}, {draws} draws each of the recipe {loaded.name}")

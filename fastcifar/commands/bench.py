@@ -32,8 +32,8 @@ def bench(
     import shlex
 
     from fastcifar.bench import choose_subjects, run
-    from fastcifar.bench.report import document, print_measurements, to_markdown, working
     from fastcifar.display.bars import check_format, plot_bars
+    from fastcifar.display.measurements import document, print_measurements, to_markdown, working
     from fastcifar.recipe import load_recipe
     from fastcifar.runtime.device import choose_device, device_name
     from fastcifar.runtime.files import write_text
@@ -42,9 +42,11 @@ def bench(
     chosen, loaded, where = choose_subjects(subjects), load_recipe(recipe, set_), choose_device(device)
     if plot:
         check_format("--plot", plot)
-    print(f"{where}: {device_name(where)}; contestants take turns; a ratio is the median over pairs of rounds\n")
     loaded, why = loaded.resolved(where)
-    print(f"precision: {loaded.train.precision} ({why})")
+    print(
+        f"{where}: {device_name(where)}, {loaded.train.precision} ({why}); contestants take turns; a ratio is the median over "
+        "pairs of rounds\n"
+    )
     if warning := emulation_warning(loaded.train.precision, where):
         print(warning)
     rows = []

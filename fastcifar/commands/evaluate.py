@@ -23,11 +23,14 @@ def evaluate(
     from fastcifar.engine.evaluate import evaluate_run
     from fastcifar.run.directory import open_run, read_environment
     from fastcifar.runtime.device import choose_device
+    from fastcifar.runtime.precision import emulation_warning
 
-    directory, recipe = open_run(run)
+    (directory, recipe), where = open_run(run), choose_device(device)
     dataset = load_dataset(data)
+    if warning := emulation_warning(recipe.resolved(where)[0].train.precision, where):
+        print(warning)
     path = {"last": directory.last, "best": directory.best}.get(checkpoint, Path(checkpoint))
-    score = evaluate_run(recipe, path, dataset, split, choose_device(device), loader, say=print)
+    score = evaluate_run(recipe, path, dataset, split, where, loader, say=print)
     if read_environment(directory).get("dataset_sha256") != dataset.manifest.sha256:
         print(f"note: {run} was trained on other data than {data} holds")
     print_evaluation(score, dataset.manifest.classes, f"{path} on the {split} split of {dataset.manifest.name}")

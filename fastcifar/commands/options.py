@@ -25,6 +25,9 @@ Json = Annotated[
     typer.Option("--json", metavar="FILE", help="Write the result as JSON too.", callback=check_writable),
 ]
 Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder that `fastcifar prep` wrote.")]
+OptionalData = Annotated[
+    Path | None, typer.Option("--data", metavar="DIR", help="Folder that `fastcifar prep` wrote; default: betons, if there.")
+]
 RecipeName = Annotated[str, typer.Option("--recipe", help="Name of a recipe (see `fastcifar recipes`) or a .toml file.")]
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, as in optimizer.lr=0.1.")
@@ -34,6 +37,11 @@ LoaderKind = Annotated[
     str, typer.Option("--loader", help="auto, resident, or streaming for data larger than the device's memory.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+def prepared_data(data: Path | None) -> Path | None:
+    """The folder asked for, or `betons` where `fastcifar prep` wrote it; else None."""
+    return data or (Path("betons") if Path("betons", "dataset.json").is_file() else None)
 
 
 def write_result(path: Path | None, value: Any) -> None:

@@ -5,15 +5,22 @@ from typing import Annotated
 
 import typer
 
-from fastcifar.commands.options import Device, Json, LoaderKind, Overrides, RecipeName, StepKind, write_result
+from fastcifar.commands.options import (
+    Device,
+    Json,
+    LoaderKind,
+    OptionalData,
+    Overrides,
+    RecipeName,
+    StepKind,
+    prepared_data,
+    write_result,
+)
 
 
 def profile(
     recipe: RecipeName = "seed",
-    data: Annotated[
-        Path | None,
-        typer.Option("--data", metavar="DIR", help="Folder that `fastcifar prep` wrote; default: betons, if there."),
-    ] = None,
+    data: OptionalData = None,
     set_: Overrides = [],  # noqa: B006
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps per round and in the trace; default 20 on CUDA, 2 on a CPU.")
@@ -34,11 +41,12 @@ def profile(
     from fastcifar.runtime.precision import emulation_warning
 
     loaded, where = load_recipe(recipe, set_), choose_device(device)
-    if data is None and not Path("betons", "dataset.json").is_file():
+    data = prepared_data(data)
+    if data is None:
         print("no betons here: using random images of 32 x 32 pixels; the times are the same")
         dataset = random_dataset(max(4096, 2 * loaded.train.batch_size), 0)
     else:
-        dataset = load_dataset(data or Path("betons"))
+        dataset = load_dataset(data)
     trace = out / "trace.json.gz"
     if warning := emulation_warning(loaded.resolved(where)[0].train.precision, where):
         print(warning)

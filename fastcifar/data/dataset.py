@@ -3,7 +3,8 @@
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,22 @@ class Dataset:
     train: Split
     val: Split | None
     test: Split | None
+
+    def train_on(self, splits: Sequence[str]) -> "Dataset":
+        """This data set with all images of `splits` to train on; a validation split among them is not validated on.
+
+        Raises:
+            UserError: there is no such split.
+        """
+        if tuple(splits) == ("train",):
+            return self
+        parts = [getattr(self, name) for name in splits]
+        if None in parts:
+            raise UserError(f"train.splits = {list(splits)}: {self.root} has no {splits[parts.index(None)]} split")
+        images, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+        counts = {"train": len(labels)} | {name: n for name, n in self.manifest.counts.items() if name not in splits}
+        splits_left = {name: None for name in ("val",) if name in splits}
+        return replace(self, train=Split(images, labels), manifest=replace(self.manifest, counts=counts), **splits_left)
 
     def split_bytes(self, split: str) -> int:
         """Return the bytes of pixels of "train", "val" or "test"; 0 for an absent split."""

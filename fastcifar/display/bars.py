@@ -1,4 +1,4 @@
-"""Measurements as pictures."""
+"""Pictures of measurements."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,22 +13,22 @@ from fastcifar.runtime.measurement import SECONDS, Measurement
 
 ROW_INCHES, HEAD_INCHES = 0.22, 0.9
 OURS, THEIRS = "tab:blue", "tab:gray"
-WIDE = 10
-"""A range from which on an axis is logarithmic; its bars then compare by their ends alone."""
+LOG_FROM = 10
+"""Ratio of the largest to the smallest value above which an axis is logarithmic; bar lengths then are no longer to scale."""
 
 
 def check_format(option: str, path: Path) -> None:
-    """Refuse, before the work is done, a picture that could not be written after it.
+    """Check the format of a picture before the work whose result it shows.
 
     Raises:
-        UserError: the name ends in no format of a picture.
+        UserError: the file name has none of the supported extensions.
     """
     if path.suffix not in FORMATS:
         raise UserError(f"{option} {path}: must end in one of {', '.join(FORMATS)}")
 
 
 def plot_bars(rows: Sequence[Measurement], path: Path) -> None:
-    """A panel for each subject, a bar for each variant of each case, with its spread; the floor is a dashed line.
+    """Draw a panel per subject and a bar per variant of each case, with its spread; the roofline or floor is a dashed line.
 
     Raises:
         UserError: nothing was measured.
@@ -45,7 +45,7 @@ def plot_bars(rows: Sequence[Measurement], path: Path) -> None:
 
 
 def plot_sweep(rows: Sequence[Measurement], path: Path) -> None:
-    """Against the batch size: a panel for each case, a line for each variant. It shows where each of them saturates.
+    """Draw a panel per case and a line per variant over the batch size, which shows where throughput saturates.
 
     Raises:
         UserError: nothing was measured at a batch size.
@@ -74,7 +74,7 @@ def _panels(rows: Sequence[Measurement], key) -> dict[tuple[str, ...], list[Meas
 
 
 def _draw_bars(axes: Axes, rows: Sequence[Measurement]) -> None:
-    places = range(len(rows), 0, -1)  # the first on top
+    places = range(len(rows), 0, -1)  # first row at the top
     medians = [row.median for row in rows]
     errors = list(zip(*((row.median - row.spread[0], row.spread[1] - row.median) for row in rows), strict=True))
     colours = [OURS if row.variant.startswith("fastcifar") else THEIRS for row in rows]
@@ -87,7 +87,7 @@ def _draw_bars(axes: Axes, rows: Sequence[Measurement]) -> None:
 
 def _scale(rows: Sequence[Measurement]) -> str:
     values = [row.median for row in rows] + [row.floor for row in rows]
-    return "log" if max(values) > WIDE * min(values) else "linear"
+    return "log" if max(values) > LOG_FROM * min(values) else "linear"
 
 
 def _name(row: Measurement) -> str:

@@ -1,4 +1,4 @@
-"""A profile on one screen, and its roofline as a picture."""
+"""Printed profile of a step, and its roofline plot."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,11 +13,11 @@ from fastcifar.display.console import plain_console
 from fastcifar.runtime.files import replacing
 
 WIDTH = 24
-"""Characters of the longest bar."""
+"""Characters of a bar of 100 %."""
 
 
 def print_profile(found: Mapping[str, Any]) -> None:
-    """Print what `fastcifar.profiling.profile.profile` found."""
+    """Print the result of `fastcifar.profiling.profile.profile`."""
     console = plain_console()
     rounds, step = found["rounds"], found["step_seconds"]
     console.print(
@@ -32,9 +32,12 @@ def print_profile(found: Mapping[str, Any]) -> None:
     console.print(_shares("phase", found["phases"], step))
     traced, idle = found["traced_seconds"], found["traced_idle_seconds"]
     console.print(f" idle in the trace: {_time(idle)} of {_time(traced)}, {idle / traced if traced else 0:.1%}")
+    if counts := found["phases_found"]:
+        shares = ", ".join(f"{count / sum(counts.values()):.1%} {how}" for how, count in counts.items())
+        console.print(f" phases of the graph's kernels from the uncaptured step: {shares}")
     console.print(_shares("kind of work", found["groups"], step))
     console.print(_top(found["top"], step), crop=False, overflow="ignore")
-    console.print(_ceilings(found))
+    console.print(_rates(found))
     console.print(f"\n{found['bottleneck']}", markup=False)
 
 
@@ -47,7 +50,7 @@ def _shares(title: str, seconds: Mapping[str, float], step: float) -> Table:
 
 
 def _top(rows: list[dict[str, Any]], step: float) -> Table:
-    table = Table("longest work", "kind", "calls a step", "time", "share", box=None, show_edge=False)
+    table = Table("longest work", "kind", "calls per step", "time", "share", box=None, show_edge=False)
     for column in table.columns[2:]:
         column.justify = "right"
     for row in rows:
@@ -56,35 +59,35 @@ def _top(rows: list[dict[str, Any]], step: float) -> Table:
     return table
 
 
-def _ceilings(found: Mapping[str, Any]) -> Table:
-    ceilings, table = found["ceilings"], Table.grid(padding=(0, 2))
-    flops, most = found["flops_per_s"] / 1e12, ceilings["flops_per_s"] / 1e12
-    moved, copied = found["bytes_per_s"] / 1e9, ceilings["bytes_per_s"] / 1e9
-    table.add_row(" arithmetic", f"{flops:.3g} of {most:.3g} TFLOP/s: model FLOP utilisation {found['utilisation']:.1%}")
+def _rates(found: Mapping[str, Any]) -> Table:
+    peak, table = found["ceilings"], Table.grid(padding=(0, 2))
+    flops, peak_flops = found["flops_per_s"] / 1e12, peak["flops_per_s"] / 1e12
+    moved, copied = found["bytes_per_s"] / 1e9, peak["bytes_per_s"] / 1e9
+    table.add_row(" arithmetic", f"{flops:.3g} of {peak_flops:.3g} TFLOP/s: model FLOP utilisation {found['utilisation']:.1%}")
     table.add_row(" memory", f"{moved:,.3g} of {copied:,.4g} GB/s, by the bytes counted without fusion and caches")
     table.add_row(" peak memory", f"{found['peak_bytes'] / 2**20:,.0f} MiB")
     return table
 
 
 def plot_roofline(found: Mapping[str, Any], path: Path) -> None:
-    """Draw the roof and, under it, the step and its convolutions: FLOP/s against FLOP for each byte moved."""
-    roof = found["ceilings"]
+    """Draw the roofline, and below it the step and its convolutions: FLOP/s over FLOP per byte moved."""
+    peak = found["ceilings"]
     points = {"step": (found["flops"], found["bytes"]["step"], found["step_seconds"])}
     if seconds := found["groups"].get("convolution and matrix product"):
         points["convolutions"] = (found["flops"], found["bytes"]["convolution"], seconds)
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
-    ridge = roof["flops_per_s"] / roof["bytes_per_s"]
+    ridge = peak["flops_per_s"] / peak["bytes_per_s"]
     intensity = np.geomspace(ridge / 100, ridge * 100, 200)
     axes.loglog(
-        intensity, np.minimum(roof["flops_per_s"], intensity * roof["bytes_per_s"]) / 1e12, "k-", label="measured roof"
+        intensity, np.minimum(peak["flops_per_s"], intensity * peak["bytes_per_s"]) / 1e12, "k-", label="measured roofline"
     )
     for name, (flops, moved, seconds) in points.items():
         axes.loglog(
             flops / moved,
             flops / seconds / 1e12,
             "o",
-            label=f"{name}: {flops / seconds / roof['flops_per_s']:.0%} of the roof",
+            label=f"{name}: {flops / seconds / peak['flops_per_s']:.0%} of the peak",
         )
     axes.set(xlabel="FLOP / byte (bytes counted without fusion or cache)", ylabel="TFLOP/s")
     axes.set_title(

@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 
 from fastcifar.data.dataset import Dataset
+from fastcifar.data.resident import ResidentLoader
 from fastcifar.data.streaming import choose_loader, open_loader
 from fastcifar.engine.backends import build_step, choose_backend
 from fastcifar.engine.evaluate import Evaluator, Logits, evaluation_loader, logits_of
@@ -19,11 +20,14 @@ from fastcifar.runtime.compile_cache import warm_start
 from fastcifar.runtime.device import device_name, make_current
 from fastcifar.runtime.distributed import World, synchronise_batchnorm
 from fastcifar.runtime.environment import environment
-from fastcifar.runtime.errors import first_line
+from fastcifar.runtime.errors import UserError, first_line
 from fastcifar.runtime.memory import keep_freed_memory
 from fastcifar.runtime.onednn import check_convolutions
 from fastcifar.runtime.precision import PRECISIONS, gradient_scaler, reset_scaler, scaler_state, to_weights_dtype
 from fastcifar.runtime.random_state import seed_rank
+
+INITIALIZING_IMAGES = 5_000
+"""Training images that a model with `initialize_from` is given."""
 
 
 class Engine:
@@ -56,8 +60,9 @@ class Engine:
         loader: str = "auto",
         mark: Mark | None = None,
     ) -> None:
-        self.dataset, self.world, self.device = dataset, world, world.device
-        recipe = recipe.with_classes(len(dataset.manifest.classes), dataset.manifest.image_shape[2])
+        self.world, self.device = world, world.device
+        recipe = recipe.fitted_to(dataset.manifest)
+        self.dataset = dataset.train_on(recipe.train.splits)
         self.recipe, self.precision_reason = recipe.resolved(self.device)
         self._asked_loader, self._warm = loader, False
         self._evaluators: dict[str, Evaluator | None] = {}
@@ -67,6 +72,8 @@ class Engine:
         train = self.recipe.train
         self.loader_kind, self.loader_reason = self._choose_loader("train")
         streaming = self.loader_kind == "streaming"
+        if streaming and len(train.splits) > 1:
+            raise UserError("train.splits = ['train', 'val']: a streamed run trains on one file; use `loader=resident`")
         self.backend, self.backend_reason = choose_backend(backend, self.device, streaming=streaming)
         torch.manual_seed(train.seed)
         self.model = self._build_model()
@@ -159,7 +166,7 @@ class Engine:
         """Reset to the state of a new engine with this seed, in place, so that nothing is compiled or captured again."""
         self.recipe = self.recipe.with_seed(seed)
         torch.manual_seed(seed)
-        self.model.load_state_dict(build_model(self.recipe.model).state_dict())
+        self.model.load_state_dict(self._new_model().state_dict())
         seed_rank(seed, self.world)
         for state in self.optimizer.state.values():
             for tensor in state.values():
@@ -224,12 +231,20 @@ class Engine:
         }
 
     def _build_model(self) -> torch.nn.Module:
-        train = self.recipe.train
-        model = build_model(self.recipe.model)
+        train, model = self.recipe.train, self._new_model()
         if train.pad_widths:
             pad_widths(model, train.pad_widths)
         model = to_weights_dtype(model, train.precision).to(self.device, memory_format=torch.channels_last)
         return synchronise_batchnorm(model, self.world) if train.sync_batchnorm else model
+
+    def _new_model(self) -> torch.nn.Module:
+        """A new model on the CPU in float32, fitted to the training images where it wants that."""
+        model = build_model(self.recipe.model)
+        if hasattr(model, "initialize_from"):
+            images = self.dataset.train.part(0, INITIALIZING_IMAGES)
+            loader = ResidentLoader(images, self.recipe.augment.evaluation(), batch_size=len(images.labels), shuffle=False)
+            model.initialize_from(loader.batch(0)[0])
+        return model
 
     def _compiled_for(self) -> dict[str, Any]:
         """Return everything that the compiled code depends on, as JSON values."""

@@ -25,6 +25,7 @@ from fastcifar.runtime.precision import PRECISIONS, arithmetic, autocast, to_wei
 from fastcifar.runtime.shard import WHOLE, Shard
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
+Views = list[tuple[torch.Tensor, float]]
 
 
 class Evaluator:
@@ -123,21 +124,48 @@ class Evaluator:
         self.sums.index_add_(0, cells, torch.ones_like(cells, dtype=self.sums.dtype))
 
 
+def mirrored(images: torch.Tensor, weight: float = 1.0) -> Views:
+    """An image and its mirror, of equal weight."""
+    return [(images, weight / 2), (images.flip(3), weight / 2)]
+
+
+def multi_crop(images: torch.Tensor) -> Views:
+    """An image and two views moved by one pixel, up and left, down and right, each with its mirror.
+
+    The image has half of the weight, as in airbench (Jordan, https://arxiv.org/abs/2404.00498).
+    """
+    height, width = images.shape[2:]
+    wider = F.pad(images, (1, 1, 1, 1), mode="reflect")
+    moved = (wider[:, :, i : i + height, i : i + width].contiguous(memory_format=torch.channels_last) for i in (0, 2))
+    return mirrored(images, 0.5) + [view for one in moved for view in mirrored(one, 0.25)]
+
+
+VIEWS: dict[str, Callable[[torch.Tensor], Views]] = {
+    "none": lambda images: [(images, 1.0)],
+    "flip": mirrored,
+    "multi_crop": multi_crop,
+}
+"""Value of `evaluate.tta` -> function of images (B, C, H, W) to views of them, each with its weight; the weights sum to 1."""
+
+VIEW_COUNTS = {"none": 1, "flip": 2, "multi_crop": 6}
+"""Forward passes per image of each of `VIEWS`."""
+
+
 def logits_of(model: nn.Module, precision: str, tta: str = "none", *, compiled: bool = False) -> Logits:
     """Return a function of images (B, C, H, W) to the model's logits (B, K) in float32.
 
     Args:
         model: its weights are expected in the dtype of `precision`.
         precision: a value of `train.precision`.
-        tta: test-time augmentation; "flip" averages the logits of each image and its mirror, "none" does not.
+        tta: test-time augmentation, a key of `VIEWS`.
         compiled: use torch.compile.
     """
     device = next(model.parameters()).device
 
     def logits(images: torch.Tensor) -> torch.Tensor:
         with autocast(device, precision):
-            plain = model(images).float()
-            return (plain + model(images.flip(3)).float()) / 2 if tta == "flip" else plain
+            views = VIEWS[tta](images)
+            return sum(model(view).float() * weight for view, weight in views)
 
     return compile_static(logits) if compiled else logits
 
@@ -191,7 +219,7 @@ def evaluate_run(
         raise UserError(f"`split={split}`: must be train, val or test")
     if getattr(dataset, split) is None:
         raise UserError(f"`split={split}`: {dataset.root} has no {split} split")
-    recipe = recipe.with_classes(len(dataset.manifest.classes), dataset.manifest.image_shape[2])
+    recipe = recipe.fitted_to(dataset.manifest)
     recipe, _ = recipe.resolved(device)  # a run's own recipe is resolved already
     precision, tta = recipe.train.precision, recipe.evaluate.tta
     model = to_weights_dtype(build_model(recipe.model), precision)

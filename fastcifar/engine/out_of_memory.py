@@ -46,7 +46,7 @@ def largest_batch(peak: Callable[[int], int], available: int) -> int:
 
 
 def _advice(recipe: Recipe, manifest: Manifest, world: World) -> str:
-    recipe, _ = recipe.with_classes(len(manifest.classes), manifest.image_shape[2]).resolved(world.device)
+    recipe, _ = recipe.fitted_to(manifest).resolved(world.device)
     torch.backends.cudnn.benchmark = False  # its trials take memory, and the run has ended
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(world.device)

@@ -24,7 +24,7 @@ class Recorder:
     Args:
         log: receives the rows.
         reporter: receives the lines.
-        lr_table: (total steps,) learning rate of each step, on the CPU.
+        lr_table: (total steps,) learning rate of each step and the first parameter group, on the CPU.
         steps_per_epoch: batches of the training loader.
         batch_size: images per step, of all ranks.
         log_every: steps per row of the mean loss.

@@ -27,11 +27,12 @@ def train_runs(
     loader: str = "auto",
     reporter: Reporter | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    after_run: Callable[[RunsSummary], None] = lambda summary: None,
 ) -> tuple[list[Result], RunsSummary | None]:
     """Train `recipe` with the seeds s, s + 1, ..., s + runs - 1, where s is its own seed. Each run equals one by `train`.
 
     Each run has a directory seed-S in `out`, without weights. `out`/summary.json summarises the finished runs and is rewritten
-    after each. The other arguments are those of `fastcifar.engine.trainer.train`.
+    after each, and given to `after_run`. The other arguments are those of `fastcifar.engine.trainer.train`.
 
     Returns:
         The results (the last one is unfinished if `should_stop` ended it), and the contents of summary.json (None if no run
@@ -61,4 +62,5 @@ def train_runs(
                 summary = RunsSummary.of([result.summary for result in results])
                 if world.is_rank_0:
                     write_json(root / "summary.json", summary.to_json())
+                    after_run(summary)
     return results, summary

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastcifar.data.loader import Loader
-from fastcifar.optim.schedules import lr_table
+from fastcifar.optim.schedules import group_lr_table
 from fastcifar.recipe import Recipe
 from fastcifar.runtime.errors import first_line
 from fastcifar.runtime.precision import arithmetic, autocast, drop_gradients, gradient_scaler, scaler_state
@@ -45,6 +45,7 @@ class EagerStep:
 
     Attributes:
         backend: "eager", "compiled" or "captured".
+        lr_table: (total steps, parameter groups) float32 on the device.
         losses: (total steps,) float32 on the device; NaN for steps not taken yet.
         correct: () int64 on the device, correct predictions since the epoch began.
         failure: why the back end is not the requested one; "" if it is.
@@ -66,13 +67,13 @@ class EagerStep:
         self.backend, self.failure, self.note = "compiled" if compiled else "eager", "", ""
         self.average_gradients, self.mark = average_gradients, mark or _no_mark
         self.model, self.optimizer, self.loader = model, optimizer, loader
-        self.lr = optimizer.param_groups[0]["lr"]
+        self.lr = optimizer.lrs
         self.arithmetic = partial(arithmetic, recipe.train.precision, deterministic=recipe.train.deterministic)
         device = self.lr.device
         self.scaler = scaler or gradient_scaler(device, recipe.train.precision)
-        table = lr_table(recipe.schedule, recipe.optimizer.lr, recipe.train.epochs, len(loader))
+        table = group_lr_table(recipe.schedule, optimizer.param_groups, recipe.train.epochs, len(loader))
         self.lr_table = table.to(device)
-        self.losses = torch.full_like(self.lr_table, float("nan"))
+        self.losses = torch.full(table.shape[:1], float("nan"), device=device)
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self.uncompiled = forward_loss(model, device, recipe, _no_mark if compiled else self.mark)
         self.forward = compile_static(self.uncompiled) if compiled else self.uncompiled

@@ -13,6 +13,7 @@ from fastcifar.display.console import Reporter
 from fastcifar.display.curves import plot_curves
 from fastcifar.engine.captured import STEPS_PER_GRAPH
 from fastcifar.engine.engine import Engine
+from fastcifar.engine.evaluate import Evaluator
 from fastcifar.engine.out_of_memory import out_of_memory_as_user_error
 from fastcifar.engine.ranks import merge_metrics, start_together
 from fastcifar.engine.recorder import Diverged, Recorder
@@ -129,7 +130,7 @@ class Trainer:
         self.recorder = Recorder(
             MetricsLog(run.metrics),
             self.reporter,
-            self.step.lr_table.cpu(),
+            self.step.lr_table[:, 0].cpu(),
             steps_per_epoch=len(self.loader),
             batch_size=self.recipe.train.batch_size,
             log_every=self.recipe.train.log_every,
@@ -184,7 +185,9 @@ class Trainer:
             finished = self._train(should_stop)
             self._wait_for_checkpoints()
         except Diverged as error:
-            raise UserError(self._explain_divergence(error)) from None
+            explanation = self._explain_divergence(error)
+            self._draw_curves()
+            raise UserError(explanation) from None
         finally:
             if self.checkpoints:
                 self.checkpoints.close()
@@ -205,11 +208,11 @@ class Trainer:
                 self.seconds["train"] += self.clock.seconds(began, trained)
                 self._save_mid_epoch()
                 return False
-            if validation := self.engine.evaluator("val"):
+            if validation := self._due_validation():
                 validation.run()
             evaluated = self.clock.now()
             self._read_epoch()  # the previous one, while the device works on this one
-            self._send_metrics()
+            self._send_metrics(validation)
             if self.checkpoints:
                 self.checkpoints.snapshot(live_tensors(self.engine))
             images = (self.loader.position - first) * self.recipe.train.batch_size
@@ -242,9 +245,14 @@ class Trainer:
             rate = (position - first) * self.recipe.train.batch_size / seconds
         self.recorder.progress(position, rate)
 
-    def _send_metrics(self) -> None:
+    def _due_validation(self) -> Evaluator | None:
+        """The validation's evaluator where this epoch is validated."""
+        epoch = self.loader.position // len(self.loader)
+        last = self.loader.position == self.total_steps
+        return self.engine.evaluator("val") if last or epoch % self.recipe.evaluate.every == 0 else None
+
+    def _send_metrics(self, validation: Evaluator | None) -> None:
         """Send the epoch's losses, correct predictions, largest weight and the validation's sums to the host."""
-        validation = self.engine.evaluator("val")
         sums = [validation.sums] if validation else []
         losses = self.step.losses[self.loader.position - len(self.loader) : self.loader.position]
         self.transfer.send([losses, self.step.correct, _largest_weight(self.engine.model), *sums])

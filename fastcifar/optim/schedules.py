@@ -1,8 +1,9 @@
 """Learning-rate schedules as tables: one value per step of the run, computed before it starts."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -39,12 +40,17 @@ def lr_table(config: ScheduleConfig, lr: float, epochs: int, steps_per_epoch: in
     `step` drops between epochs, as torch.optim.lr_scheduler.StepLR does when stepped once per epoch; `linear`, `cosine`
     and the warm-up change at every step. Cosine: Loshchilov and Hutter, SGDR, 2017.
     """
+    return _factors(config, epochs, steps_per_epoch).mul(lr).float()
+
+
+def _factors(config: ScheduleConfig, epochs: int, steps_per_epoch: int) -> torch.Tensor:
+    """The schedule's factor of every step, float64."""
     total = epochs * steps_per_epoch
     warmup = round(config.warmup_epochs * steps_per_epoch)
     if warmup >= total > 0 and warmup:
         raise UserError(f"schedule.warmup_epochs = {config.warmup_epochs}: must be below train.epochs = {epochs}")
     factors = [_factor(config, step, total, warmup, steps_per_epoch) for step in range(total)]
-    return torch.tensor(factors, dtype=torch.float64).mul(lr).float()
+    return torch.tensor(factors, dtype=torch.float64)
 
 
 def _factor(config: ScheduleConfig, step: int, total: int, warmup: int, steps_per_epoch: int) -> float:
@@ -58,3 +64,22 @@ def _factor(config: ScheduleConfig, step: int, total: int, warmup: int, steps_pe
     if config.name == "linear":
         return config.final_factor + (1 - config.final_factor) * (1 - progress)
     return 1.0
+
+
+def group_lr_table(
+    config: ScheduleConfig, groups: Sequence[Mapping[str, Any]], epochs: int, steps_per_epoch: int
+) -> torch.Tensor:
+    """Compute the learning rate of every step and parameter group, float32 (epochs * steps_per_epoch, groups), on the CPU.
+
+    A group with "epochs" falls linearly to 0 within them and stays there; the others follow the schedule, times their peak.
+
+    Args:
+        groups: with "peak_lr" and "epochs"; see `fastcifar.optim.optimizers.group_parameters`.
+    """
+    own = _factors(config, epochs, steps_per_epoch)
+    steps = torch.arange(len(own), dtype=torch.float64)
+    columns = [
+        group["peak_lr"] * (own if group["epochs"] is None else (1 - steps / (group["epochs"] * steps_per_epoch)).clamp(min=0))
+        for group in groups
+    ]
+    return torch.stack(columns, 1).float()

@@ -34,7 +34,7 @@ def bottleneck(
         groups: seconds of work in each group.
         idle_in: the phase in which most of the idling lies, or "" where that is between two steps.
         waits: what makes the host wait for the device, with the times that it does so in a step.
-        utilisation: of the ceiling of arithmetic, 0 to 1.
+        utilisation: of the ceiling of arithmetic, 0 to 1; above 1 where matrix products are slower than convolutions.
         awkward_widths: whether some width is no multiple of 8 and is not padded.
         precision: `train.precision`.
     """
@@ -63,10 +63,13 @@ def bottleneck(
         turn = "--step compiled fuses them" if backend == "eager" else "turn train.precision to pure_bf16, which moves less"
         return f"You are memory-bound: {1 - arithmetic:.0%} of the work is passes over memory, not arithmetic; {turn}."
     reached = f"{utilisation:.0%} of the measured ceiling of {precision} arithmetic"
-    if utilisation > 1:
-        reached += ", so that a matrix product is no measure of convolutions here"
     if utilisation >= NEAR:
         turn = "train.precision to bf16" if precision in ("fp32", "tf32") else "model.channels or train.epochs: less work"
+        if utilisation > 1:  # the ceiling is a matrix product's
+            return (
+                f"You are bound by convolutions, {arithmetic:.0%} of the work; the step does {utilisation:.0%} of the "
+                f"arithmetic of a {precision} matrix product, which is no ceiling here; what is left to turn is {turn}."
+            )
         return f"You are compute-bound: the step reaches {reached}; what is left to turn is {turn}."
     turn = "train.pad_widths to 8 or 16" if awkward_widths else "train.batch_size up"
     return f"You are bound by convolutions, {arithmetic:.0%} of the work, and the step reaches {reached}; turn {turn}."

@@ -21,7 +21,6 @@ from torch.profiler import ProfilerActivity
 
 from fastcifar.data.dataset import Dataset
 from fastcifar.engine.engine import Engine
-from fastcifar.engine.step import WARM_UP_STEPS
 from fastcifar.models import build_model
 from fastcifar.models.padding import ALIGNED
 from fastcifar.models.summary import Summary, summarize
@@ -104,7 +103,7 @@ def profile(
         "peak_bytes": peak_bytes,
         "environment": environment(device),
     }
-    widths = engine.recipe.model.stem_channels, *engine.recipe.model.channels
+    convolutions = [layer for layer in engine.model.modules() if isinstance(layer, torch.nn.Conv2d)]
     result["bottleneck"] = bottleneck(
         batch_size=recipe.train.batch_size,
         device=device.type,
@@ -114,7 +113,7 @@ def profile(
         idle_in=found["idle_in"],
         waits=found["waits"],
         utilisation=result["utilisation"],
-        awkward_widths=not recipe.train.pad_widths and any(width % ALIGNED for width in widths),
+        awkward_widths=any(layer.out_channels % ALIGNED for layer in convolutions),
         precision=recipe.train.precision,
     )
     return result
@@ -146,12 +145,13 @@ def _trace_steps(engine: Engine, steps: int, path: Path) -> Trace:
     if engine.backend != "captured":
         return traced
     engine.step.seek(0)
-    with replacing(path.with_name(f"uncaptured-{path.name}")) as temporary:
-        body = _recorded(engine.step.practise, engine.device, temporary)
+    with replacing(path.with_name(f"uncaptured-{path.name}")) as temporary, engine.step.arithmetic():
+        body = _recorded(engine.step.take_warm_up_steps, engine.device, temporary)
     launched = [one for one in body.work if one.phase]
-    last_step = launched[-(len(launched) // WARM_UP_STEPS) :]
+    last = max((one.step for one in launched), default=0)
     replayed = [one for one in traced.work if one.replayed]
-    return replace(traced, work=tuple(phases_by_order(replayed, last_step)), waits=body.waits)
+    work, found = phases_by_order(replayed, [one for one in launched if one.step == last], steps)
+    return replace(traced, work=tuple(work), waits=body.waits, phases_found=found)
 
 
 def _recorded(run: Callable[[], None], device: torch.device, path: Path) -> Trace:
@@ -209,6 +209,7 @@ def _account(traced: Trace, steps: int, step_s: float) -> dict[str, Any]:
         "top": top[:TOP],
         "waits": waits,
         "idle_in": _idle_in(traced, work),
+        "phases_found": traced.phases_found,
         "traced_seconds": traced_s,
         "traced_idle_seconds": traced_s - busy / steps,
     }

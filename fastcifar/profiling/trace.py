@@ -5,12 +5,14 @@ mark of its name, a `user_annotation` that `mark` leaves in the trace; on CUDA i
 """
 
 import bisect
+import difflib
 import gzip
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ class Work:
         phase: of PHASES; "" outside of a step.
         group: of GROUPS.
         replayed: launched as part of a CUDA graph.
+        step: number of the step in the trace, from 1; 0 before the first "begin".
     """
 
     name: str
@@ -51,6 +54,7 @@ class Work:
     phase: str
     group: str
     replayed: bool = False
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,12 +66,14 @@ class Trace:
         waits: names of what made the host wait for the device within the steps, one entry a wait.
         on_cpu: the work is operators.
         host_s: seconds of the host in each phase, and under "" those between two steps, all steps together; {} without marks.
+        phases_found: see `phases_by_order`; {} where marks of the host gave the phases.
     """
 
     work: tuple[Work, ...]
     waits: tuple[str, ...]
     on_cpu: bool
     host_s: dict[str, float]
+    phases_found: dict[str, int] = field(default_factory=dict)
 
 
 def mark(phase: str) -> None:
@@ -112,6 +118,11 @@ class _Phases:
 
     def __init__(self, marks: Sequence[tuple[float, str]]) -> None:
         self.times, self.names = [time for time, _ in marks], [name for _, name in marks]
+        self.begins = [time for time, name in marks if name == "begin"]
+
+    def step(self, moment: float) -> int:
+        """Number of the "begin" marks up to a moment."""
+        return bisect.bisect_right(self.begins, moment)
 
     def __call__(self, moment: float) -> str:
         index = bisect.bisect_left(self.times, moment)
@@ -136,9 +147,10 @@ def _on_device(events: Iterable[dict[str, Any]], device: Iterable[dict[str, Any]
     for event in device:
         begin = event["ts"] / 1e6
         launch = launches.get(event.get("args", {}).get("correlation"), event)
-        phase, replayed = phase_of(launch["ts"] / 1e6), "GraphLaunch" in launch["name"]
-        seconds = event["dur"] / 1e6
-        work.append(Work(event["name"], begin, begin + seconds, seconds, phase, group_of(event["name"], phase), replayed))
+        launched, replayed = launch["ts"] / 1e6, "GraphLaunch" in launch["name"]
+        phase, step, seconds = phase_of(launched), phase_of.step(launched), event["dur"] / 1e6
+        group = group_of(event["name"], phase)
+        work.append(Work(event["name"], begin, begin + seconds, seconds, phase, group, replayed, step))
     return work
 
 
@@ -167,23 +179,43 @@ def _on_cpu(events: Iterable[dict[str, Any]], phase_of: _Phases) -> list[Work]:
     return work
 
 
-def phases_by_order(replayed: Sequence[Work], cycle: Sequence[Work]) -> list[Work]:
-    """Give kernels that a graph replayed, which the host did not launch one by one, the phases of the same ones launched so.
+def phases_by_order(replayed: Sequence[Work], cycle: Sequence[Work], steps: int) -> tuple[list[Work], dict[str, int]]:
+    """Give kernels that a graph replayed the phases of the same kernels launched one by one by the host.
 
     Args:
-        replayed: of whole steps, in order.
+        replayed: of `steps` whole steps, in order.
         cycle: of one step, in order, with phases.
 
     Returns:
-        `replayed` with phases, by position where both have the same kernels, else by name.
+        `replayed` with phases, and the number of kernels whose phase was found in each way: "by position" where a step's
+        kernels are those of the cycle; else "by alignment" with the cycle, for what both have in the same order; else
+        "by name", that of the first kernel so named; or "unknown".
     """
+    names = [one.name for one in replayed]
+    length, rest = divmod(len(names), steps)
+    parts = [names] if rest else [names[begin : begin + length] for begin in range(0, len(names), length or 1)]
+    found: dict[tuple[str, ...], list[tuple[str, str]]] = {}  # the steps of a trace are mostly the same
+    for part in map(tuple, parts):
+        if part not in found:
+            found[part] = _phases_of(part, list(cycle) * (steps if rest else 1))
+    phases = list(itertools.chain.from_iterable(found[tuple(part)] for part in parts))
+    work = [
+        replace(one, phase=phase, group=group_of(one.name, phase)) for one, (phase, _) in zip(replayed, phases, strict=True)
+    ]
+    return work, dict(Counter(how for _, how in phases))
+
+
+def _phases_of(names: Sequence[str], cycle: Sequence[Work]) -> list[tuple[str, str]]:
+    """(phase, how it was found) of each name."""
     known: dict[str, str] = {}
     for one in cycle:
         known.setdefault(one.name, one.phase)
-    same = bool(cycle) and len(replayed) % len(cycle) == 0
-    same = same and all(one.name == cycle[index % len(cycle)].name for index, one in enumerate(replayed))
-    phases = [cycle[index % len(cycle)].phase if same else known.get(one.name, "") for index, one in enumerate(replayed)]
-    return [replace(one, phase=phase, group=group_of(one.name, phase)) for one, phase in zip(replayed, phases, strict=True)]
+    phases = [(known[name], "by name") if name in known else ("", "unknown") for name in names]
+    cycle_names = [one.name for one in cycle]
+    how = "by position" if list(names) == cycle_names else "by alignment"
+    for here, there, length in difflib.SequenceMatcher(None, names, cycle_names, autojunk=False).get_matching_blocks():
+        phases[here : here + length] = [(one.phase, how) for one in cycle[there : there + length]]
+    return phases
 
 
 def busy_seconds(work: Iterable[Work]) -> float:

@@ -1,4 +1,4 @@
-"""A figure with all it takes to believe it."""
+"""A measured rate or time with its rounds, its limit and its ratio to fastcifar."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -6,25 +6,28 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 SECONDS = "s"
-"""The one unit of which less is better; the others are rates."""
+"""The unit of times, where less is better; all other units are rates."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """How fast one contestant did one piece of work: a row of every table, and a `measurements` entry of every JSON file.
+    """Result of one contestant in one case: a table row, and an entry of `measurements` in a JSON file.
+
+    The limit of a rate is a roofline, that of a time a floor. The fields are called `floor`, `floor_of` and `share_of_floor`
+    for both, because the committed results in benchmarks/results have these keys.
 
     Attributes:
         subject: "prep", "loader", "augment", "erasing", "step", "epoch" or "train".
-        case: what was asked within the subject, as in "seed policy".
-        batch_size: images a batch; None where there are no batches.
-        variant: who did it. Of a case's variants, that with `ratio` None is the one that the others are held against.
+        case: the work within the subject, as in "seed policy".
+        batch_size: images per batch; None where there are no batches.
+        variant: the contestant. The first of a case is the reference of the others and has no `ratio`.
         unit: of `rounds` and `floor`: "images/s", "steps/s" or "s".
-        rounds: of every counted round, in order; empty where nothing was measured, and `note` says why.
-        warm_up_s: seconds from nothing to the first counted round: imports, compiling, capture, starting of processes, and
-            the rounds that do not count.
-        floor: the best that this device's ceilings allow for the work, in the unit; None where nothing was measured.
-        floor_of: what that is: the work, and the ceiling measured in the same run.
-        ratio: how many times as fast as this one fastcifar is: the median of the ratios of rounds taken in turns.
+        rounds: every counted round, in order; empty if nothing was measured, and `note` says why.
+        warm_up_s: seconds before the first counted round: imports, compilation, capture, starting processes and warm-up
+            rounds.
+        floor: the best possible value by this device's measured peak rates, in the unit; None if nothing was measured.
+        floor_of: the work and the peak rate behind `floor`, measured in the same process.
+        ratio: speed of fastcifar over the speed of this variant: the median over pairs of interleaved rounds.
         note: how it ran, or why it did not.
     """
 
@@ -46,35 +49,35 @@ class Measurement:
 
     @property
     def spread(self) -> tuple[float, float] | None:
-        """Smallest and largest round."""
+        """Minimum and maximum of the rounds."""
         return (min(self.rounds), max(self.rounds)) if self.rounds else None
 
     @property
     def share_of_floor(self) -> float | None:
-        """1 where it is as fast as the ceilings allow, 0.5 where it takes twice as long."""
+        """1 at the roofline or floor, 0.5 where it takes twice as long."""
         if self.median is None or self.floor is None:
             return None
         return self.floor / self.median if self.unit == SECONDS else self.median / self.floor
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, and beside them what is computed from them: median, min, max and share_of_floor."""
+        """Convert to JSON: the fields, and the computed median, min, max and share_of_floor."""
         low, high = self.spread or (None, None)
         computed = {"median": self.median, "min": low, "max": high, "share_of_floor": self.share_of_floor}
         return asdict(self) | {"rounds": list(self.rounds)} | computed
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "Measurement":
-        """The measurement of which `to_json` made the row."""
+        """Read a row of `to_json`."""
         values = {field.name: row[field.name] for field in fields(cls)}
         return cls(**values | {"rounds": tuple(row["rounds"])})
 
 
 def figure(amount: int, seconds: float, unit: str) -> float:
-    """A round in its unit: seconds, or how much was done in one."""
+    """Convert a round to its unit: seconds, or amount per second."""
     return seconds if unit == SECONDS else amount / seconds
 
 
 def speed_ratio(ours: Sequence[float], theirs: Sequence[float], unit: str) -> float:
-    """How many times as fast ours is: the median of the ratios of paired rounds, given in the unit."""
+    """Speed of ours over the speed of theirs: the median over pairs of rounds, given in `unit`."""
     pairs = zip(theirs, ours, strict=True) if unit == SECONDS else zip(ours, theirs, strict=True)
     return statistics.median(one / other for one, other in pairs)

@@ -15,6 +15,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 TENSOR_CORES = 7, 0  # compute capability of the first GPUs that have them
 ISA_WITHOUT_BF16 = "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"
+ISA_WITHOUT_FP16 = *ISA_WITHOUT_BF16, "AVX512_CORE_BF16"
 INITIAL_SCALE = 2.0**16  # of the loss; halved when a gradient overflows, doubled after 2,000 steps without overflow
 
 
@@ -123,8 +124,10 @@ def resolve_precision(precision: str, device: torch.device) -> tuple[str, str]:
 
 def emulation_warning(precision: str, device: torch.device) -> str:
     """Return a one-line warning if `device` only emulates `precision`, else ""."""
-    if PRECISIONS[precision].compute == torch.bfloat16 and not has_bf16(device):
-        return f"{device} has no bf16 arithmetic and emulates it, many times slower; `train.precision=auto` avoids that"
+    compute = PRECISIONS[precision].compute
+    if (compute == torch.bfloat16 and not has_bf16(device)) or (compute == torch.float16 and not has_fp16(device)):
+        name = "bf16" if compute == torch.bfloat16 else "fp16"
+        return f"{device} has no {name} arithmetic and emulates it, many times slower; `train.precision=auto` avoids that"
     return ""
 
 
@@ -136,6 +139,18 @@ def has_bf16(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> boo
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    if (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")).upper() in ISA_WITHOUT_BF16:
+    return _cpu_has(r"(avx512_|amx_)?bf16", cpuinfo, ISA_WITHOUT_BF16)
+
+
+def has_fp16(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Return whether the device computes in fp16, as `has_bf16` does for bf16; a GPU always does.
+
+    A CPU's flag is avx512_fp16 or amx_fp16 on x86, asimdhp on Arm; f16c only converts.
+    """
+    return device.type == "cuda" or _cpu_has("avx512_fp16|amx_fp16|asimdhp", cpuinfo, ISA_WITHOUT_FP16)
+
+
+def _cpu_has(flags: str, cpuinfo: Path, isa_without: tuple[str, ...]) -> bool:
+    if (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")).upper() in isa_without:
         return False
-    return not cpuinfo.exists() or bool(re.search(r"\b(avx512_|amx_)?bf16\b", cpuinfo.read_text()))
+    return not cpuinfo.exists() or bool(re.search(rf"\b({flags})\b", cpuinfo.read_text()))

@@ -1,4 +1,4 @@
-"""The ceilings of a device, measured on the spot, and the floor they set under a run.
+"""Ceilings of a device: the measured peak rates that bound its roofline, and the floor they give for the time of a run.
 
 The roofline model: Williams, Waterman and Patterson, Roofline, 2009 (https://doi.org/10.1145/1498765.1498785).
 """
@@ -13,17 +13,17 @@ import torch
 
 FLOPS_PER_MAC = 6  # multiply and add, once forward and twice backward (gradients of inputs and of weights)
 SMALLEST_SIDE, LARGEST_SIDE = 512, 8192  # of the square matrices
-LONG_ENOUGH_S = 0.05  # a product of that many seconds is near the device's ceiling
+LONG_ENOUGH_S = 0.05  # a product that takes this long runs near the device's peak rate
 COPIED_BYTES = {"cpu": 2**27, "cuda": 2**30}  # more than the caches hold
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """The most that a device reached.
+    """Measured peak rates of a device.
 
     Attributes:
-        flops_per_s: of a large square matrix product in the run's dtype, FLOP/s.
-        bytes_per_s: of a large copy, bytes read plus bytes written a second.
+        flops_per_s: FLOP/s of a large square matrix product in the run's dtype.
+        bytes_per_s: bytes read plus bytes written per second by a large copy.
     """
 
     flops_per_s: float
@@ -33,17 +33,17 @@ class Ceilings:
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     """Measure both ceilings on random data; a few seconds.
 
-    Each is the best of several runs, as in STREAM (McCalpin, https://www.cs.virginia.edu/stream/): what a neighbour takes away
-    for a moment lowers a median, but a ceiling is what the device can do.
+    Each is the best of several runs, as in STREAM (McCalpin, https://www.cs.virginia.edu/stream/): other programs lower a
+    median, but a ceiling is what the device can do.
     """
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # events are of the current device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # events belong to the current device
         return Ceilings(_product_flops_per_s(device, dtype), _copy_bytes_per_s(device))
 
 
 def sustained_flops_per_s(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
-    """The rate of large matrix products, one behind the other for about `seconds`, in FLOP/s.
+    """Measure the FLOP/s of large matrix products, one after the other for about `seconds`.
 
-    Clocks that a GPU cannot hold under its power limit raise the best of a few products, and not this.
+    A GPU cannot hold its highest clock under its power limit: that clock raises the best of a few products, but not this rate.
     """
     side = LARGEST_SIDE if device.type == "cuda" else SMALLEST_SIDE
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
@@ -53,19 +53,19 @@ def sustained_flops_per_s(device: torch.device, dtype: torch.dtype, seconds: flo
 
 
 def floor_seconds(macs: int, images: int, ceilings: Ceilings) -> float:
-    """Seconds that the arithmetic of training on `images` images takes at the ceiling, `macs` being one forward pass."""
+    """Seconds to train on `images` images at the peak FLOP/s; `macs`: multiply-accumulates per image, forward."""
     return FLOPS_PER_MAC * macs * images / ceilings.flops_per_s
 
 
 def best_of(first: Ceilings, second: Ceilings) -> Ceilings:
-    """The better of two measurements, in both respects."""
+    """Combine two measurements: the higher of each rate."""
     return Ceilings(max(first.flops_per_s, second.flops_per_s), max(first.bytes_per_s, second.bytes_per_s))
 
 
 def _product_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
-    """The best rate of square products, their side doubling until one takes long enough; to the largest at the latest.
+    """Measure the best rate of square products, with the side doubled until one takes LONG_ENOUGH_S.
 
-    A fixed side would not do: of bf16 at side 2048 two CPU cores were measured to need 0.09 s with AMX and 50 s with AVX2.
+    No fixed side suits all devices: two CPU cores took 0.09 s with AMX and 50 s with AVX2 for bf16 at side 2048.
     """
     side, seconds, best = SMALLEST_SIDE // 2, 0.0, 0.0
     while seconds < LONG_ENOUGH_S and side < LARGEST_SIDE:
@@ -88,12 +88,12 @@ def _least_seconds(run: Callable[[], object], device: torch.device, repeats: int
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
     if device.type == "cpu":
-        begun = time.perf_counter()
+        began = time.perf_counter()
         run()
-        return time.perf_counter() - begun
-    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begun.record()
+        return time.perf_counter() - began
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    began.record()
     run()
     ended.record()
     ended.synchronize()
-    return begun.elapsed_time(ended) / 1000
+    return began.elapsed_time(ended) / 1000

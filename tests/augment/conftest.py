@@ -1,7 +1,7 @@
-"""Where the kernels' tests run: Triton's interpreter on a CPU where there is no GPU, and compiled on a GPU.
+"""Devices of the kernels' tests: Triton's interpreter on a CPU if there is no GPU, otherwise compiled on the GPU.
 
-Whether a kernel is interpreted is decided when its module is imported. So they are imported here, with the switch set for
-that moment alone: other tests and the processes they start never see it.
+Triton decides at import whether a module's kernels are interpreted. So they are imported here, with the variable set only
+meanwhile: other tests and the processes they start do not see it.
 """
 
 import importlib.util
@@ -40,11 +40,11 @@ def device(request):
     if triton.__version__.startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
         pytest.skip("the interpreter of Triton 3.6 fails with NumPy 2.4: it takes int() of arrays")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")  # some of Triton's own functions ask again when they are called
+        patch.setenv("TRITON_INTERPRET", "1")  # some of Triton's own functions read it again when they are called
         yield torch.device("cpu")
 
 
-# An ulp, since the order of operations differs, and since the interpreter cuts off where a GPU rounds to bf16.
+# An ulp, since the order of operations differs, and since the interpreter truncates to bf16 and a GPU rounds.
 ULP = {torch.float32: 2**-20, torch.float16: 2**-10, torch.bfloat16: 2**-7}
 
 
@@ -63,7 +63,7 @@ def make_data(device):
 
 @pytest.fixture(scope="module")
 def check_kernel(device, make_data):
-    """Hold the fused kernel to its specification, `batch.load_batch`, for some transforms; by default in every dtype."""
+    """Compare the fused kernel with its specification, `batch.load_batch`, for some transforms; by default in every dtype."""
     from fastcifar.augment import fused
 
     def check(*transforms, dtypes=tuple(ULP), shape=(9, 8, 3), count=12, batch_size=8, step=0, seed=2**40 + 3, epoch=7):
@@ -83,7 +83,7 @@ def check_kernel(device, make_data):
 
 @pytest.fixture
 def run_script(tmp_path):
-    """Run a Python script in a process of its own, where Triton compiles, and return what it printed.
+    """Run a Python script in its own process, where Triton compiles, and return its output.
 
     The script can import `cross_compile`.
     """
@@ -108,23 +108,23 @@ def run_script(tmp_path):
 
 @pytest.fixture
 def check_registers():
-    """Read the kernels that a script printed, a JSON object a line, and hold their registers to the recorded ones.
+    """Compare the registers of kernels that a script printed with the recorded ones; the last check of a test.
 
-    They depend on the compiler, so the table is of one version of Triton. With FASTCIFAR_RECORD=1 it is written anew.
+    They depend on the compiler, so there is a table for each version of Triton; where this one has none the test is skipped.
+    With FASTCIFAR_RECORD=1 the table of this version is rewritten.
     """
     import triton
 
-    def check(printed: str) -> list[dict]:
-        kernels = [json.loads(line) for line in printed.splitlines()]
+    def check(kernels: list[dict]) -> None:
         found = {kernel["kernel"]: kernel["registers"] for kernel in kernels}
-        table = json.loads(REGISTERS.read_text()) if REGISTERS.exists() else {}
+        tables = json.loads(REGISTERS.read_text())
         if os.environ.get("FASTCIFAR_RECORD") == "1":
-            known = table["registers"] if table.get("triton") == triton.__version__ else {}
-            table = {"triton": triton.__version__, "registers": dict(sorted((known | found).items()))}
-            REGISTERS.write_text(json.dumps(table, indent=2) + "\n")
-        if table["triton"] == triton.__version__:
-            more = {name: count for name, count in found.items() if count > table["registers"].get(name, 0)}
-            assert not more, f"more registers than in {REGISTERS.name}; if that is worth it, record with FASTCIFAR_RECORD=1"
-        return kernels
+            tables[triton.__version__] = dict(sorted((tables.get(triton.__version__, {}) | found).items()))
+            REGISTERS.write_text(json.dumps(dict(sorted(tables.items())), indent=2) + "\n")
+        if triton.__version__ not in tables:
+            pytest.skip(f"{REGISTERS.name} has no table of Triton {triton.__version__}; write it with FASTCIFAR_RECORD=1")
+        recorded = tables[triton.__version__]
+        more = {name: count for name, count in found.items() if count > recorded.get(name, 0)}
+        assert not more, f"more registers than in {REGISTERS.name}; if that is worth it, record with FASTCIFAR_RECORD=1"
 
     return check

@@ -1,4 +1,4 @@
-"""Kernels compiled for GPUs that are not here. For scripts in processes of their own, where Triton does not interpret."""
+"""Compile kernels for absent GPUs. For scripts in their own process, where Triton does not interpret."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ from triton.runtime.jit import JITFunction
 
 
 class AbsentGPU:
-    """As much of a driver as compiling asks for."""
+    """The part of a driver that compiling needs."""
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
@@ -29,7 +29,7 @@ class AbsentGPU:
 
 
 def compiled(capability: int, launch: Callable[[], object]) -> list[dict]:
-    """What `launch` would run on a GPU of `capability` (90 for sm_90), given CPU tensors: one dict for each kernel.
+    """Compile the kernels that `launch`, given CPU tensors, would run on a GPU of `capability` (90 for sm_90): a dict each.
 
     `ptx` is its code, `accesses` counts the global loads and stores by kind, `spilled` are the bytes of local memory and
     `shared` those of shared memory.
@@ -37,7 +37,7 @@ def compiled(capability: int, launch: Callable[[], object]) -> list[dict]:
     kernels, run = [], JITFunction.run
 
     def compile_only(self, *args, grid, warmup, **options):
-        self.device_caches.clear()  # device 0 may have been another GPU the last time
+        self.device_caches.clear()  # device 0 may have been another GPU in the last call
         kernels.append(run(self, *args, grid=grid, warmup=True, **options))
 
     driver.set_active(AbsentGPU(capability))

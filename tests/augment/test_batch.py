@@ -39,7 +39,7 @@ def test_beyond_the_order_a_batch_is_filled_with_sample_0_and_labels_to_ignore(d
 
 @pytest.mark.parametrize("step", [0, 2])
 def test_a_streamed_batch_is_the_resident_one(data, step):
-    """From its own pixels alone, with the draws of its samples; the last batch of three is padded."""
+    """Made from its own pixels only, with the draws of its samples; the last of three batches is padded."""
     images, labels, order = data
     policy = Policy((RandomCrop(6, padding=2), RandomErasing(1.0, value="random"), *PLAIN.transforms))
     index = torch.cat([order, torch.zeros(8, dtype=torch.int64)])[step * 16 : step * 16 + 16]
@@ -66,7 +66,7 @@ def test_a_mixed_batch_does_not_depend_on_the_batch_size(data, mixing):
 
 @pytest.mark.parametrize("mixing", [MixUp(0.4), CutMix(1.0)])
 def test_pixels_and_labels_are_mixed_in_the_same_proportion(mixing):
-    """Every image has the one value of its label, so that the proportion of labels can be read off the pixels."""
+    """Every pixel is its image's label, so the pixels show the proportion of the labels."""
     labels = torch.arange(K).repeat(4)
     images = labels.to(torch.uint8)[:, None, None, None].expand(-1, 16, 16, 3).contiguous()
     batch, targets = batch_of((images, labels, torch.arange(len(labels))), Policy((mixing,)), batch_size=40)

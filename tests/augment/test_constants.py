@@ -1,4 +1,4 @@
-"""The constants of a kernel: what Triton's cache on disk takes for the same kernel, and what a launch compares."""
+"""The constants of a kernel: they are the key of Triton's cache on disk, and compared at each launch."""
 
 from dataclasses import dataclass
 
@@ -46,7 +46,7 @@ class Brightening(Transform):
 
 
 def test_changed_triton_code_is_not_taken_from_the_cache(run_script, tmp_path):
-    """Also where it is called by the transform's own function; of a function, Triton prints the name alone."""
+    """Also if the transform's own function calls it; Triton's own key has only the function's name."""
 
     def printed(source):
         (tmp_path / "brightening.py").write_text(source)

@@ -1,6 +1,7 @@
 """Random erasing: the kernel against its twin, the twin against torchvision's erase, and the module."""
 
 import copy
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -21,10 +22,10 @@ from fastcifar.runtime.errors import UserError
 SHAPES = [(1, 1, 1, 1), (3, 3, 7, 5), (2, 4, 7, 5), (2, 3, 33, 31), (2, 1, 28, 28), (3, 3, 32, 32)]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
-FILL = 9.0  # no pixel has it
+FILL = 9.0  # no pixel has this value
 FILLS = {"number": FILL, "channels": (FILL, 10.5, 11.0, 12.0), "random": "random"}
-# An ulp of the largest numbers there are (noise up to 6, normalised pixels up to 4): the order of operations differs, and
-# so do the logarithms and cosines of two libraries.
+# An ulp of the largest numbers (noise up to 6, normalised pixels up to 4): the order of operations differs, and so do the
+# logarithms and cosines of the two libraries.
 TOLERANCE = {torch.float32: 4e-6, torch.float16: 4e-3, torch.bfloat16: 4e-2}
 
 
@@ -43,13 +44,13 @@ def fill_of(kind, channels):
 
 
 def erased(shape, words, p, scale, ratio, value, count, **_):
-    """(B, 1, H, W) bool: what the twin erases."""
+    """Mask of the pixels that the twin erases, (B, 1, H, W) bool."""
     boxes = erasing.draw_boxes(*words.tolist(), shape, p, scale, ratio, count)
     return erasing._inside(boxes, shape)[:, None]
 
 
 def check_equal(device, images, words, dtype, inplace=False, **parameters):
-    """The kernel's and the twin's erased pixels are the same, the others identical or, normalised, equal to rounding."""
+    """Check that kernel and twin erase the same pixels; the others are identical or, if normalised, equal up to rounding."""
     outputs = []
     for function, where in ((erasing.launch, device), (erasing.twin, torch.device("cpu"))):
         given = images.to(where, copy=True)
@@ -151,7 +152,7 @@ def test_noise_is_the_references():
 
 
 def erases(module, images):
-    """(B,) bool: which images the module changes."""
+    """Mask of the images that the module changes, (B,) bool."""
     return (module(images) != images).flatten(1).any(1)
 
 
@@ -358,7 +359,7 @@ for capability in (80, 90, 100):
 
 @pytest.mark.slow
 def test_the_compiled_kernel_moves_16_bytes_at_once_and_spills_nothing(run_script, check_registers):
-    kernels = check_registers(run_script(COMPILE))
+    kernels = [json.loads(line) for line in run_script(COMPILE).splitlines()]
     assert len(kernels) == 3 * 2 * 3 * 2
     for kernel in kernels:
         assert kernel["spilled"] == 0, kernel
@@ -369,6 +370,7 @@ def test_the_compiled_kernel_moves_16_bytes_at_once_and_spills_nothing(run_scrip
         if "in place" in kernel["kernel"] or "noise" in kernel["kernel"]:
             expected |= {"st.global.b16"}  # the pixels of a box, which are not read
         assert set(kernel["accesses"]) == expected, kernel
+    check_registers(kernels)
 
 
 @pytest.mark.gpu

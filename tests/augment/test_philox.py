@@ -1,4 +1,4 @@
-"""The generator: its published vectors, Triton's words, and what is built on them."""
+"""The generator: its published vectors, Triton's words, and the distributions made from them."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Policies: what is accepted, what is refused and how."""
+"""Policies: valid and invalid ones, and the messages for the latter."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The reference of a whole policy: what fits which images, and that a sample depends on its draws alone."""
+"""The reference of a whole policy: it refuses images that do not fit, and a sample depends only on its draws."""
 
 import pytest
 import torch

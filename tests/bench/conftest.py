@@ -1,12 +1,11 @@
-"""A setting so small that a race takes a second."""
+"""A setting so small that a case takes a second."""
 
 import warnings
 
 import pytest
 import torch
 
-from fastcifar.bench import TINY
-from fastcifar.bench import floors as floors_module
+from fastcifar.bench import TINY, limits
 from fastcifar.bench.setting import Setting
 from fastcifar.recipe import Recipe, load_recipe
 from fastcifar.runtime.roofline import Ceilings
@@ -26,15 +25,15 @@ def setting(recipe) -> Setting:
 
 @pytest.fixture
 def ceilings(monkeypatch) -> Ceilings:
-    """Of a device that is easy to reckon with."""
+    """Peak rates of a device that make round numbers."""
     known = Ceilings(flops_per_s=1e12, bytes_per_s=9216e6)
-    monkeypatch.setattr(floors_module, "ceilings", lambda device, precision="fp32": known)
+    monkeypatch.setattr(limits, "ceilings", lambda device, precision="fp32": known)
     return known
 
 
 @pytest.fixture
 def without_compiling(monkeypatch):
-    """FFCV's transforms as they are in Python; compiling them takes ten seconds."""
+    """Run FFCV's transforms as Python; compiling them takes ten seconds."""
     with warnings.catch_warnings(action="ignore"):
         compiler = pytest.importorskip("ffcv.pipeline.compiler", reason="FFCV cannot be imported; see `make setup`")
     monkeypatch.setattr(compiler.Compiler, "is_enabled", False)

@@ -4,6 +4,7 @@ import multiprocessing
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcifar.bench import augment, peers
 from fastcifar.data.resident import ResidentLoader
@@ -25,7 +26,7 @@ def test_a_round_gives_every_batch_augmented(make):
     assert make is augment.ours or not all(map(torch.equal, batches, again))  # ours draws by epoch and sample
 
 
-def test_pil_works_in_a_process_for_each_core_on_as_many_images_in_all():
+def test_pil_runs_in_one_process_per_core_on_all_images_together():
     with augment.pil(SEED, 3) as work:
         work.run()
         assert len(multiprocessing.active_children()) == peers.CORES
@@ -47,11 +48,35 @@ def test_captured_batches_are_those_of_the_loader():
 
 
 def test_a_captured_batch_is_the_loader_alone(recipe, monkeypatch):
-    """Nothing that moves a position on is timed with it, and the batches are still different ones."""
+    """Setting the position is not captured with it, and yet every batch is another one."""
     monkeypatch.setattr(augment, "captured", lambda run: run)
     case = recipe.augment, 4, 3, torch.device("cpu"), torch.float32
     _, run = augment._loader(*case)
     expected = run()
-    monkeypatch.setattr(ResidentLoader, "batch", lambda *_: pytest.fail("it writes its position first"))
+    monkeypatch.setattr(ResidentLoader, "batch", lambda *_: pytest.fail("it sets its position first"))
     with augment.graph(*case) as work:
         assert all(map(torch.equal, work.run(), expected))
+
+
+class Operators(TorchDispatchMode):
+    """Lists the operators that run in its context."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **kwargs or {})
+
+
+def test_between_two_captured_batches_nothing_runs(recipe, monkeypatch):
+    """Every operator of the device in a graph is a kernel that its time includes."""
+    monkeypatch.setattr(augment, "captured", lambda run: run)
+    case = recipe.augment, 4, 3, torch.device("cpu"), torch.float32
+    loader, _ = augment._loader(*case)
+    with Operators() as alone:
+        loader.load()
+    with augment.graph(*case) as work, Operators() as all_batches:
+        work.run()
+    assert all_batches.names == 3 * alone.names

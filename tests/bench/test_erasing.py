@@ -1,17 +1,17 @@
-"""Every module erases the batches that it is given, in place where it should."""
+"""Every module erases its input batches, in place if asked."""
 
 import pytest
 import torch
 
 from fastcifar.bench import erasing
+from fastcifar.bench.interleaved import run_interleaved
 from fastcifar.bench.peers import Unavailable
-from fastcifar.bench.race import race
 
 CPU = torch.device("cpu")
 
 
 def works(setting):
-    """(mode, contestant, work) of every peer that is installed."""
+    """Yield (mode, contestant, work) of every contestant that is installed."""
     for case in erasing.cases(setting):
         for contestant in case.contestants:
             try:
@@ -34,7 +34,7 @@ def test_a_round_erases_every_image_that_it_counts(setting):
 
 
 @pytest.mark.parametrize(("mode", "same"), [("copy", False), ("in place", True)])
-def test_only_in_place_gives_back_what_it_was_given(setting, mode, same):
+def test_only_in_place_returns_its_input(setting, mode, same):
     case = next(case for case in erasing.cases(setting) if case.name == mode)
     with case.contestants[0].ready() as work:
         first, second = work.run(), work.run()
@@ -43,19 +43,19 @@ def test_only_in_place_gives_back_what_it_was_given(setting, mode, same):
         assert zeros.max() > 0.02 * 3 * 32 * 32
 
 
-def test_the_floor_in_place_is_that_of_writing_the_boxes(ceilings):
-    floor = erasing.boxes_floor(torch.float32, CPU)
+def test_the_limit_in_place_is_writing_the_boxes(ceilings):
+    limit = erasing.boxes_limit(torch.float32, CPU)
     mean = 0.5 * (0.02 + 0.33) / 2 * 3 * 32 * 32 * 4  # p, area, elements, bytes
-    assert ceilings.bytes_per_s / floor.value == pytest.approx(mean, rel=0.05)
+    assert ceilings.bytes_per_s / limit.value == pytest.approx(mean, rel=0.05)
 
 
-def test_a_note_says_who_draws_once_for_a_whole_batch(setting):
-    rows = race(erasing.cases(setting)[0])
+def test_a_note_marks_the_contestant_that_draws_once_for_a_whole_batch(setting):
+    rows = run_interleaved(erasing.cases(setting)[0])
     assert {row.variant for row in rows if "one draw" in row.note} == {"torchvision v2"}
 
 
 def test_a_captured_call_is_the_kernel_alone(monkeypatch):
-    """Counting the calls is not timed with it."""
+    """The count of calls is not captured with it."""
     monkeypatch.setattr(erasing, "captured", lambda run: run)
     module = erasing.RandomErasing()
     monkeypatch.setattr(module, "erase", lambda images: images)

@@ -1,4 +1,4 @@
-"""A round of every loader is an epoch of as many images as it says."""
+"""A round of every loader is one epoch of the stated number of images."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ POLICY = Policy((Normalize(0.5, 0.5),))
 
 @pytest.fixture
 def seen(monkeypatch):
-    """Images of every batch that a round went through, and the epochs that were set."""
+    """Count of images in all batches of the rounds, and the epochs that were set."""
     seen = {"images": 0, "epochs": []}
     exhaust = loader._exhaust
 

@@ -1,4 +1,4 @@
-"""Every peer that is installed does the work that is asked of it; one that is not says how to get it."""
+"""Every installed peer does the requested work; a missing one says how to install it."""
 
 import multiprocessing
 
@@ -26,7 +26,7 @@ def test_a_peer_that_is_missing_is_one_line_with_its_name_and_its_extra(monkeypa
 
 
 @pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'cv2'", name="cv2"), ImportError("lib.so:\nno file")])
-def test_a_peer_that_is_there_and_broken_says_what_is_wrong_with_it(monkeypatch, error):
+def test_a_peer_that_is_installed_but_broken_says_why(monkeypatch, error):
     def broken(name):
         raise error
 
@@ -35,7 +35,7 @@ def test_a_peer_that_is_there_and_broken_says_what_is_wrong_with_it(monkeypatch,
         peers.require("kornia")
 
 
-def test_torchvision_is_given_the_policys_transforms_in_its_order_and_with_its_parameters():
+def test_torchvision_has_the_policys_transforms_in_order_with_their_parameters():
     steps = peers.v2_policy(SEED, torch.bfloat16).transforms
     assert [type(step).__name__ for step in steps] == [
         *("RandomCrop", "RandomHorizontalFlip", "ColorJitter", "RandomRotation"),
@@ -46,7 +46,7 @@ def test_torchvision_is_given_the_policys_transforms_in_its_order_and_with_its_p
     assert tuple(steps[6].scale) == (0.02, 0.2)
 
 
-def test_a_policy_that_needs_no_floats_is_made_floats_all_the_same():
+def test_a_policy_without_float_transforms_still_ends_in_floats():
     policy = Policy((p.RandomHorizontalFlip(),))
     steps = peers.v2_policy(policy, torch.float32).transforms
     assert [type(step) for step in steps] == [
@@ -67,7 +67,7 @@ def test_a_transform_that_a_peer_lacks_is_named(build, transform):
 
 @pytest.mark.parametrize("policy", [SEED, Policy((p.Normalize(0.5, 0.5), p.RandomErasing()))])
 @pytest.mark.parametrize("build", [peers.v2_policy, peers.kornia_policy])
-def test_a_batch_comes_out_in_its_shape_and_the_dtype_asked_for_and_is_normalised(build, policy):
+def test_a_batch_keeps_its_shape_and_gets_the_dtype_and_is_normalised(build, policy):
     if build is peers.kornia_policy:
         pytest.importorskip("kornia", reason="kornia is not installed")
     images = torch.from_numpy(random_split(16).images).permute(0, 3, 1, 2)
@@ -83,12 +83,12 @@ def test_kornia_rotates_every_image_as_torchvision_does():
     assert (out != images.float() / 255).flatten(1).any(1).all()
 
 
-def test_pil_gives_an_image_in_float32():
+def test_pil_returns_an_image_in_float32():
     out = peers.pil_policy(SEED)(Image.fromarray(random_split(1).images[0]))
     assert (out.shape, out.dtype) == ((3, 32, 32), torch.float32)
 
 
-def test_the_data_loader_gives_every_image_once_and_in_order_where_it_does_not_shuffle(tmp_path):
+def test_the_data_loader_without_shuffling_yields_every_image_once_in_order(tmp_path):
     split, policy = random_split(10), Policy(())
     loader = peers.data_loader(split, tmp_path, policy, 4, CPU, shuffle=False)
     images, labels = (torch.cat(parts) for parts in zip(*loader, strict=True))
@@ -99,12 +99,12 @@ def test_the_data_loader_gives_every_image_once_and_in_order_where_it_does_not_s
     assert not multiprocessing.active_children()
 
 
-def test_the_data_loader_shuffles_and_drops_what_makes_no_batch(tmp_path):
+def test_the_shuffling_data_loader_drops_an_incomplete_batch(tmp_path):
     loader = peers.data_loader(random_split(10), tmp_path, SEED, 4, CPU)
     assert [tuple(images.shape) for images, _ in loader] == [(4, 3, 32, 32)] * 2
 
 
-def test_ffcv_gives_whole_batches_of_normalised_images(tmp_path, without_compiling):
+def test_ffcv_yields_whole_batches_of_normalised_images(tmp_path, without_compiling):
     from fastcifar.data.beton import write_beton
 
     split = random_split(10)

@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def small(recipe):
-    """Batches of 4 to train on, and of 3 to score."""
+    """Recipe with training batches of 4 and scoring batches of 3."""
     train, evaluate = (dataclasses.replace(recipe.train, batch_size=4), dataclasses.replace(recipe.evaluate, batch_size=3))
     return dataclasses.replace(recipe, train=train, evaluate=evaluate)
 
@@ -33,7 +33,7 @@ def test_an_epoch_takes_a_step_for_each_whole_batch_and_scores_every_image(small
     assert plain.model.training
 
 
-def test_its_workers_end_when_it_is_let_go(small, tmp_path):
+def test_its_workers_end_when_it_is_deleted(small, tmp_path):
     plain = PlainTraining(small, CPU)
     plain.load(random_dataset(10, 5), tmp_path)
     plain.epoch()

@@ -1,4 +1,4 @@
-"""Both writers write every image, and the whole of prep is timed where a source is given."""
+"""Both writers write every image; with a source, all of prep is timed."""
 
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ from fastcifar.data.beton import read_beton
 
 @pytest.mark.filterwarnings("ignore")  # FFCV's
 @pytest.mark.parametrize("write", [prep.write, prep.ffcv_write])
-def test_a_round_leaves_a_whole_file_of_the_images(write):
+def test_a_round_writes_a_complete_file_of_the_images(write):
     if write is prep.ffcv_write:
         pytest.importorskip("ffcv.writer", reason="FFCV cannot be imported; see `make setup`")
     with write(30) as work:
@@ -42,7 +42,7 @@ def test_without_a_source_it_says_how_to_name_one(monkeypatch):
         pass
 
 
-def test_the_source_is_named_without_the_folder_that_it_lies_in(monkeypatch, tmp_path):
+def test_the_note_names_the_source_without_its_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("FASTCIFAR_SOURCE", str(tmp_path / "cifar-10-batches-py"))
     monkeypatch.setattr(prep, "prepare", lambda *_: SimpleNamespace(manifest=SimpleNamespace(counts={"train": 1})))
     with prep.whole() as work:

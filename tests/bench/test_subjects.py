@@ -1,4 +1,4 @@
-"""Every subject runs from end to end; what cannot be asked for is one clear line."""
+"""Every subject runs from end to end; an invalid request is one clear line."""
 
 import dataclasses
 
@@ -34,7 +34,7 @@ def test_every_subject_has_its_sizes(sizes):
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
-def test_titles_tell_the_cases_of_a_subject_apart(subject, recipe):
+def test_titles_are_unique_within_a_subject(subject, recipe):
     titles = [case.title for case in make_cases(subject, CPU, recipe)]
     assert len(set(titles)) == len(titles)
 
@@ -43,10 +43,10 @@ def test_titles_tell_the_cases_of_a_subject_apart(subject, recipe):
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_a_subject_runs_from_end_to_end(subject, recipe, without_compiling, monkeypatch):
     monkeypatch.delenv("FASTCIFAR_SOURCE", raising=False)
-    told = []
-    rows = run([subject], CPU, recipe, sizes=TINY, progress=told.append)
+    shown = []
+    rows = run([subject], CPU, recipe, sizes=TINY, progress=shown.append)
     cases = make_cases(subject, CPU, recipe, sizes=TINY)
-    assert told == [f"{subject}: {case.title}" for case in cases]
+    assert shown == [f"{subject}: {case.title}" for case in cases]
     assert [row.variant for row in rows] == [contestant.name for case in cases for contestant in case.contestants]
     for row in rows:
         assert (row.subject, row.unit) == (subject, UNITS.get(subject, "images/s"))

@@ -1,4 +1,4 @@
-"""What is timed on CUDA is what was asked for, and lies outside of the cache."""
+"""Captured work is replayed, and batches are larger than the L2 cache."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from fastcifar.bench.peers import Unavailable
 from fastcifar.bench.timing import REPLAYS, captured, past_the_cache
 
 
-def test_a_cpu_is_asked_for_no_more_than_there_is():
+def test_one_batch_is_enough_on_a_cpu():
     assert past_the_cache(1, torch.device("cpu")) == 1
 
 
@@ -19,7 +19,7 @@ def test_batches_fill_the_cache_of_a_gpu_four_times():
 
 
 @pytest.mark.gpu
-def test_a_captured_run_is_replayed_as_often_as_it_says():
+def test_a_captured_run_is_replayed_as_often_as_stated():
     count = torch.zeros((), device="cuda")
 
     def run():
@@ -34,7 +34,7 @@ def test_a_captured_run_is_replayed_as_often_as_it_says():
 
 
 @pytest.mark.gpu
-def test_what_cannot_be_captured_is_unavailable_and_says_why():
+def test_work_that_cannot_be_captured_is_unavailable_and_says_why():
     ones = torch.ones(3, device="cuda")
     with pytest.raises(Unavailable, match="could not be captured"):
         captured(lambda: [ones * ones.sum().item()])

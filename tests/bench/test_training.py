@@ -1,4 +1,4 @@
-"""Steps, epochs and runs are as many as they say, of ours and of plain PyTorch."""
+"""Ours and plain PyTorch run the stated number of steps, epochs and runs."""
 
 import dataclasses
 import multiprocessing
@@ -31,11 +31,11 @@ def engines(monkeypatch):
 
 @pytest.fixture
 def here(monkeypatch):
-    """Peers that would have a process of their own stay in this one."""
-    monkeypatch.setattr(training, "apart", lambda ready: ready())
+    """Keep peers in this process."""
+    monkeypatch.setattr(training, "in_own_process", lambda ready: ready())
 
 
-def test_a_round_is_as_many_steps_of_the_engine_and_any_number_of_rounds_can_be_run(setting, engines):
+def test_a_round_is_the_stated_steps_of_the_engine_for_any_number_of_rounds(setting, engines):
     with contestant(one(training.step_cases(setting)), "fastcifar").ready() as work:
         for _ in range(setting.size.rounds + 2):
             work.run()
@@ -45,7 +45,7 @@ def test_a_round_is_as_many_steps_of_the_engine_and_any_number_of_rounds_can_be_
 
 
 @pytest.mark.parametrize("name", [training.PLAIN, "eager PyTorch as the recipe"])
-def test_a_round_of_a_peer_is_as_many_steps_of_the_same_model(setting, here, monkeypatch, name):
+def test_a_round_of_a_peer_is_the_same_steps_of_the_same_model(setting, here, monkeypatch, name):
     models, build = [], training.build_model
     for module in ("training", "plain"):
         monkeypatch.setattr(f"fastcifar.bench.{module}.build_model", lambda config: models.append(build(config)) or models[-1])
@@ -65,7 +65,7 @@ def test_an_epoch_trains_on_all_and_scores_a_quarter(setting, engines):
     assert case.name == "seed, 16 images"
 
 
-def test_a_run_has_the_epochs_that_are_asked_for_and_a_directory_of_its_own(setting):
+def test_a_run_has_the_requested_epochs_and_its_own_directory(setting):
     case = one(training.train_cases(dataclasses.replace(setting, size=Size(rounds=1, images=16, batches=(8,), epochs=3))))
     assert case.name == "seed, 3 x 16 images"
     with contestant(case, "fastcifar").ready() as work:
@@ -86,14 +86,14 @@ def test_a_plain_run_has_the_same_epochs_and_its_workers_end_with_it(setting, he
     assert not multiprocessing.active_children()
 
 
-def test_the_floor_of_a_run_counts_what_it_trains_on_and_every_pass_over_what_it_scores(setting, ceilings):
+def test_the_floor_of_a_run_counts_every_pass_of_training_and_scoring(setting, ceilings):
     size = Size(rounds=1, images=16, batches=(8,), epochs=3)
     case = one(training.train_cases(dataclasses.replace(setting, size=size)))
-    assert "for each of 48 images and" in case.floor().of
-    assert "for each of 16 scored" in case.floor().of  # 4 after each of 3 epochs, and 4 of the test split
+    assert "for each of 48 images and" in case.limit().of
+    assert "for each of 16 scored" in case.limit().of  # 4 after each of 3 epochs, and 4 of the test split
 
 
-def test_a_long_warm_up_of_the_learning_rate_is_no_obstacle():
+def test_a_warm_up_of_the_learning_rate_longer_than_the_run_is_shortened():
     recipe = load_recipe("cpu", ["schedule.warmup_epochs=5.0", "model.channels=[8, 8, 16]", "model.stem_channels=8"])
     setting = Setting(torch.device("cpu"), recipe, Size(rounds=1, images=16, batches=(8,)))
     with one(training.train_cases(setting)).contestants[0].ready() as work:
@@ -101,9 +101,9 @@ def test_a_long_warm_up_of_the_learning_rate_is_no_obstacle():
 
 
 @pytest.mark.parametrize("cases", [training.step_cases, training.epoch_cases, training.train_cases])
-def test_plain_training_on_a_cpu_has_a_process_of_its_own(setting, monkeypatch, cases):
+def test_plain_training_on_a_cpu_runs_in_its_own_process(setting, monkeypatch, cases):
     sent = []
-    monkeypatch.setattr(training, "apart", sent.append)
+    monkeypatch.setattr(training, "in_own_process", sent.append)
     case = one(cases(setting))
     for contestant in case.contestants[1:]:
         contestant.ready()

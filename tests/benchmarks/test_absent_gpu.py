@@ -12,8 +12,8 @@ import torch
 
 pytestmark = pytest.mark.slow
 COUNT = Path(__file__).parents[2] / "benchmarks" / "absent_gpu" / "count.py"
-LAUNCHES = {"2.15": {"forward and loss": 96, "backward": 93}}
-"""Version of torch -> Triton launches of each graph of the seed step."""
+LAUNCHES = {version: {"forward and loss": 96, "backward": 93} for version in ("2.14", "2.15")}
+"""Version of torch -> Triton launches of each graph of the seed step. For any other version, 2.15's are a limit."""
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,12 @@ def test_every_convolution_is_one_library_call_forward_and_one_backward(counted)
 
 def test_the_seed_step_has_no_more_launches_than_it_had(counted):
     version = ".".join(torch.__version__.split(".")[:2])
-    if version not in LAUNCHES:
-        pytest.skip(f"the launches of torch {version} were not recorded")
-    assert {name: found["launches"] for name, found in counted.items()} == LAUNCHES[version]
+    launches = {name: found["launches"] for name, found in counted.items()}
+    if version in LAUNCHES:
+        assert launches == LAUNCHES[version]
+    else:
+        more = {name: count for name, count in launches.items() if count > LAUNCHES["2.15"].get(name, 0)}
+        assert not more, f"torch {version} has more launches than 2.15: if it cannot have fewer, add to LAUNCHES: {launches}"
 
 
 def test_the_bytes_of_the_normalisation_are_at_least_its_activations(counted):

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import ABSOLUTE_PATH
 from PIL import Image
 
 from data_prep import prepare
@@ -83,6 +84,7 @@ def test_a_rehearsal_walks_through_the_pieces_and_a_second_call_does_none_of_the
     assert done.returncode == 0, done.stderr
     assert {name.partition("/")[0] for name in pieces} == {name.partition("/")[0] for name in PIECES.split(",")}
     table = path.with_suffix(".md").read_text()
+    assert ABSOLUTE_PATH.findall(path.read_text() + table) == []
     for words in (
         "the seed recipe, one run each",
         "The recipe cpu, 2 runs",
@@ -101,9 +103,9 @@ def test_what_tells_most_comes_first(modules, tmp_path):
     gpu_suite, _, _ = modules
     names = list(gpu_suite.make_pieces(gpu_suite.real_plan(tmp_path)))
     assert names[:2] == ["profile/captured", "training/captured"]
-    begins = ["profile", "training", "step", "start", "accuracy", "training", "profile", "augment"]
-    assert [name for name, _ in itertools.groupby(name.partition("/")[0] for name in names)][:8] == begins
-    assert names[-1].startswith("tests/")
+    begins = ["profile", "training", "step", "start", "accuracy", "tests", "training", "profile", "augment"]
+    assert [name for name, _ in itertools.groupby(name.partition("/")[0] for name in names)][:9] == begins
+    assert names[-1] == "scaling"
 
 
 def test_what_was_measured_stays_when_a_later_piece_takes_too_long(modules, tmp_path, monkeypatch):
@@ -117,6 +119,120 @@ def test_what_was_measured_stays_when_a_later_piece_takes_too_long(modules, tmp_
     assert json.loads(path.read_text())["pieces"]["start"]["result"] == {"cold": {"first_step_s": 3.0}}
     assert "cold 3.0 s" in path.with_suffix(".md").read_text()
     assert "training/one: not measured (took longer than 1 s)" in path.with_suffix(".md").read_text()
+
+
+@pytest.fixture
+def executed(modules, monkeypatch):
+    """Run a piece whose process is faked, as (what it saved, why it failed)."""
+    gpu_suite, _, _ = modules
+
+    def execute(saved, why):
+        def run_group(command, limit):
+            Path(command[command.index("--out") + 1]).write_text(json.dumps(saved))
+            return why
+
+        monkeypatch.setattr(gpu_suite, "run_group", run_group)
+        return gpu_suite.execute("start", 1, SimpleNamespace(data="betons", rehearse=True))
+
+    return execute
+
+
+def test_what_a_piece_saved_before_it_overran_is_kept_and_a_second_call_measures_it(modules, executed, tmp_path, monkeypatch):
+    gpu_suite, _, _ = modules
+    cold = {"cold": {"first_step_s": 3.0}}
+    outcomes = [executed(cold, "took longer than 1 s"), executed(cold | {"warm": {"first_step_s": 2.0}}, "")]
+    assert (outcomes[0]["partial"], "result" in outcomes[0]) == (cold, False)
+    remaining = iter(outcomes)
+    monkeypatch.setattr(gpu_suite, "execute", lambda *_: next(remaining))
+    arguments = SimpleNamespace(only="", minutes=9, rehearse=True, out=tmp_path)
+    for code, words in (1, "cold 3.0 s\n"), (0, "cold 3.0 s, warm 2.0 s\n"):
+        assert gpu_suite.suite(arguments, {"start": gpu_suite.Piece(1, dict)}) == code
+        (path,) = tmp_path.glob("*.md")
+        assert words in path.read_text()
+        assert ("start: measured in part (took longer than 1 s)" in path.read_text()) is bool(code)
+
+
+def test_no_path_of_this_machine_is_in_what_a_piece_gives(executed):
+    inside = f'File "{ROOT}/benchmarks/gpu_suite.py", File "{torch.__file__}", File "{json.__file__}"'
+    result = {"tail": [inside, "rootdir: /home/me/fastcifar", "3 images/s"], "exit_code": 1}
+    outcome = executed(result, f"{inside}\nFileNotFoundError: '/tmp/pytest-of-me/x.json'")
+    assert ABSOLUTE_PATH.findall(json.dumps(outcome)) == []
+    assert 'File "benchmarks/gpu_suite.py", File "torch/__init__.py", File "' in outcome["failed"]
+    assert outcome["failed"].endswith("FileNotFoundError: 'x.json'")
+    assert outcome["partial"]["tail"][1:] == ["rootdir: fastcifar", "3 images/s"]
+
+
+TESTS = """
+import pytest
+pytestmark = pytest.mark.gpu
+def test_one(): pass
+def test_two(): assert {good}
+"""
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_a_folder_with_a_failing_test_has_failed_and_each_test_is_saved(modules, tmp_path, monkeypatch, good):
+    gpu_suite, _, _ = modules
+    (tmp_path / "tests/some").mkdir(parents=True)
+    (tmp_path / "tests/some/test_it.py").write_text(TESTS.format(good=good))
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
+    monkeypatch.setattr(gpu_suite, "ROOT", tmp_path)
+    saved = []
+    if good:
+        result = gpu_suite.tests("some", saved.append)
+        assert (result["exit_code"], "2 passed" in result["summary"]) == (0, True)
+    else:
+        with pytest.raises(gpu_suite.Failed, match="1 failed, 1 passed"):
+            gpu_suite.tests("some", saved.append)
+        assert saved[-1]["exit_code"] == 1
+    counts = "2 passed so far" if good else "1 failed, 1 passed so far"
+    assert [one["summary"] for one in saved[:2]] == ["1 passed so far", counts]
+
+
+def test_a_folder_without_tests_for_a_gpu_has_not_failed(modules, tmp_path, monkeypatch):
+    gpu_suite, _, _ = modules
+    (tmp_path / "tests/none").mkdir(parents=True)
+    monkeypatch.setattr(gpu_suite, "ROOT", tmp_path)
+    assert gpu_suite.tests("none", lambda _: None)["exit_code"] == gpu_suite.NO_TESTS
+
+
+def test_a_failed_piece_ends_with_one_line_and_exit_code_1(modules, tmp_path, monkeypatch, capsys):
+    gpu_suite, _, _ = modules
+
+    def measure(save):
+        save({"summary": "1 failed"})
+        raise gpu_suite.Failed("1 failed")
+
+    monkeypatch.setattr(gpu_suite, "make_pieces", lambda plan: {"tests/some": gpu_suite.Piece(1, measure)})
+    monkeypatch.setattr(sys, "argv", ["gpu_suite.py", "--piece", "tests/some", "--out", str(tmp_path / "out.json")])
+    assert gpu_suite.main() == 1
+    assert capsys.readouterr().err == "1 failed\n"
+    assert json.loads((tmp_path / "out.json").read_text()) == {"summary": "1 failed"}
+
+
+def test_every_run_case_and_point_is_saved_when_it_is_measured(modules, tmp_path, monkeypatch):
+    """What takes long is faked, except for the loops over runs, cases and points."""
+    gpu_suite, _, _ = modules
+    plan, saved = gpu_suite.rehearsal(tmp_path / "betons"), []
+    cases = [SimpleNamespace(title=name) for name in "ab"]
+    monkeypatch.setattr(gpu_suite, "make_cases", lambda *_, **__: cases)
+    monkeypatch.setattr(gpu_suite, "measure", lambda case: [case.title])
+    monkeypatch.setattr(gpu_suite, "document", lambda rows, *_: {"rows": list(rows)})
+    assert gpu_suite.benchmark(plan, "step", saved.append) == {"rows": ["a", "b"]}
+    assert saved == [{"rows": ["a"]}, {"rows": ["a", "b"]}]
+
+    saved.clear()
+    point = gpu_suite.scale.Point("width", 1.0, (1.0,), None, 0.0)
+    monkeypatch.setattr(gpu_suite.scale, "_measure", lambda *_: point)
+    points = gpu_suite.scaling(plan, saved.append)["points"]
+    assert [len(one["points"]) for one in saved] == list(range(1, len(points) + 1))
+
+    saved.clear()
+    write_pictures(tmp_path / "pictures", count=40)
+    prepare(str(tmp_path / "pictures"), tmp_path / "betons")
+    summary = gpu_suite.accuracy(plan, "cpu", 2, saved.append)
+    assert [one["runs"] for one in saved] == [1, 2]
+    assert saved[-1] == summary
 
 
 GRANDCHILD = """
@@ -138,11 +254,11 @@ def test_a_piece_ends_with_all_that_it_started(modules, tmp_path, ending, why):
         time.sleep(0.05)
 
 
-def test_clocks_and_power_are_summed_up_with_what_held_the_clocks_down(modules, monkeypatch):
-    """With NVML's functions faked: the clock falls while the power limit holds it down."""
-    _, gpu_report, gpu_monitor = modules
+@pytest.fixture
+def nvml(modules, monkeypatch):
+    """NVML's functions faked: the clock falls while the power limit holds it down."""
     clocks = itertools.chain([1980, 1500], itertools.repeat(1200))
-    nvml = SimpleNamespace(
+    faked = SimpleNamespace(
         NVML_CLOCK_SM=1,
         NVML_CLOCK_MEM=2,
         NVML_TEMPERATURE_GPU=0,
@@ -151,14 +267,48 @@ def test_clocks_and_power_are_summed_up_with_what_held_the_clocks_down(modules, 
         nvmlDeviceGetTemperature=lambda handle, kind: 61,
         nvmlDeviceGetCurrentClocksEventReasons=lambda handle: 0x4 | 0x40,
     )
-    monkeypatch.setattr(gpu_monitor, "_open", lambda: (nvml, "handle"))
-    monkeypatch.setattr(gpu_monitor, "INTERVAL_S", 0.01)
+    monkeypatch.setattr(modules[2], "_open", lambda: (faked, "handle"))
+    monkeypatch.setattr(modules[2], "INTERVAL_S", 0.01)
+    return faked
+
+
+def test_clocks_and_power_are_summed_up_with_what_held_the_clocks_down(modules, nvml):
+    _, gpu_report, gpu_monitor = modules
     with gpu_monitor.Monitor() as monitor:
         time.sleep(0.5)
     assert monitor.summary["sm_clock_mhz"] == [1200, 1200, 1980]
     assert monitor.summary["power_w"] == [700.5] * 3
     assert monitor.summary["clock_limits"] == ["software power cap", "hardware thermal slowdown"]
     assert "| step | 1200 (1980) MHz | 700 (700) W |" in gpu_report._gpu_table({"step": monitor.summary})
+
+
+FUNCTIONS = {
+    "nvmlDeviceGetClockInfo": ("sm_clock_mhz", "memory_clock_mhz"),
+    "nvmlDeviceGetPowerUsage": ("power_w",),
+    "nvmlDeviceGetTemperature": ("temperature_c",),
+    "nvmlDeviceGetCurrentClocksEventReasons": ("clock_limits",),
+}
+"""Of NVML -> what the summary has from it."""
+
+
+@pytest.mark.parametrize("raising", [*([name] for name in FUNCTIONS), list(FUNCTIONS)])
+def test_what_a_gpu_does_not_tell_is_left_out_and_the_rest_recorded(modules, nvml, monkeypatch, raising):
+    """NVML raises NVMLError_NotSupported, for one for the power of a virtual GPU."""
+    _, gpu_report, gpu_monitor = modules
+
+    def not_supported(*_):
+        raise RuntimeError("Not Supported")
+
+    for name in raising:
+        monkeypatch.setattr(nvml, name, not_supported)
+    with gpu_monitor.Monitor() as monitor:
+        time.sleep(0.1)
+    untold = {key for name in raising for key in FUNCTIONS[name]}
+    assert monitor.summary["not told"] == dict.fromkeys(untold, "RuntimeError: Not Supported")
+    told = {key for keys in FUNCTIONS.values() for key in keys} - untold
+    assert set(monitor.summary) == told | {"samples", "not told"}
+    assert monitor.summary["samples"] > 1
+    assert "| step |" in gpu_report._gpu_table({"step": monitor.summary})
 
 
 def test_without_nvml_it_says_so(modules, monkeypatch):
@@ -172,7 +322,8 @@ def test_without_nvml_it_says_so(modules, monkeypatch):
 
 def test_tables_take_their_place_in_a_readme(modules, tmp_path):
     _, gpu_report, _ = modules
-    results = {"environment": dict.fromkeys(("device", "torch", "cuda", "python"), "x"), "date": "today", "command": "run"}
+    known = dict.fromkeys(("device_name", "torch", "cuda", "python"), "x")
+    results = {"environment": known, "date": "today", "command": "run"}
     results["pieces"] = {"step": {"seconds": 1.0, "failed": "Traceback\nRuntimeError: no kernel"}}
     (tmp_path / "results.json").write_text(json.dumps(results))
     readme = tmp_path / "README.md"

@@ -1,12 +1,11 @@
 """Committed results tell of the machine what they must, and not where its files were."""
 
-import re
 from pathlib import Path
 
 import pytest
+from helpers import ABSOLUTE_PATH
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-ABSOLUTE_PATH = re.compile(r"(?<![\w.:/<)-])(?:~|/[\w.-]+)/[\w.-]+")
 
 
 @pytest.mark.parametrize("path", [path for path in RESULTS.iterdir() if path.suffix in (".json", ".md")], ids=lambda p: p.name)

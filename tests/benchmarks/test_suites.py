@@ -1,6 +1,5 @@
-"""The suites run as they are, and what they write can be read again."""
+"""The suite of pytest-benchmark times real calls, and a sweep is drawn from what `fastcifar bench` writes."""
 
-import importlib.util
 import json
 import os
 import re
@@ -9,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import bench_throughput
 
 from fastcifar.bench import SUBJECTS
 
@@ -24,55 +26,43 @@ def suites(*arguments):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """What a rehearsal of a suite wrote."""
-    path = tmp_path_factory.mktemp("results") / "results.json"
-    done = suites("benchmarks/bench_erasing.py", "--benchmark-only", "--tiny", "-k", "copy", f"--benchmark-json={path}")
-    assert done.returncode == 0, done.stdout
-    return path
-
-
-@pytest.fixture(scope="module")
-def sweep():
-    spec = importlib.util.spec_from_file_location("sweep", ROOT / "benchmarks/sweep.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_every_subject_has_a_suite_with_a_test_for_each_contestant():
+def test_every_subject_has_a_test_for_each_contestant():
     listed = suites("benchmarks", "--collect-only")
-    names = re.findall(r"::test_(\w+)\[(.*)\]", listed.stdout)
-    assert {subject for subject, _ in names} == set(SUBJECTS)
-    assert ("augment", "seed_policy_batch_512-torchvision_v2") in names
+    names = re.findall(r"::test_throughput\[(.*)\]", listed.stdout)
+    assert {name.split("-")[0] for name in names} == set(SUBJECTS)
+    assert "augment-seed_policy_batch_512-torchvision_v2" in names
     assert len(set(names)) == len(names)
 
 
-def test_contestants_of_a_case_are_a_group_with_their_measurements_beside_their_rounds(results):
-    entries = json.loads(results.read_text())["benchmarks"]
+def test_contestants_of_a_case_are_a_group_and_their_times_are_per_image(tmp_path):
+    """Peers run half as many images per round, so the rounds' own times would not compare."""
+    path = tmp_path / "results.json"
+    done = suites("benchmarks", "--benchmark-only", "--tiny", "-k", "erasing-copy", f"--benchmark-json={path}")
+    assert done.returncode == 0, done.stdout
+    entries = json.loads(path.read_text())["benchmarks"]
     assert {entry["group"] for entry in entries} == {"erasing: copy, batch 8"}
-    assert {entry["extra_info"]["variant"] for entry in entries} >= {"fastcifar", "torchvision v2"}
+    assert {entry["name"] for entry in entries} >= {
+        "test_throughput[erasing-copy_batch_8-fastcifar]",
+        "test_throughput[erasing-copy_batch_8-torchvision_v2]",
+    }
     for entry in entries:
-        row = entry["extra_info"]
-        assert entry["stats"]["data"] == pytest.approx([1 / rate for rate in row["rounds"]])
-        assert entry["params"] == {"case": entry["group"].split(": ")[1], "variant": row["variant"]}
+        info = entry["extra_info"]
+        assert len(entry["stats"]["data"]) == 2
+        assert info["amount_per_round"] == (16 if entry["params"]["variant"] == "fastcifar" else 8)
+        assert info["rate"] == pytest.approx(1 / entry["stats"]["median"])
+        assert info["environment"]["device"] == "cpu"
 
 
-def test_a_sweep_is_drawn_of_one_subject_whatever_else_the_file_holds(results, sweep, tmp_path):
-    content = json.loads(results.read_text())
-    step = content["benchmarks"][0]["extra_info"] | {"subject": "step"}
-    content["benchmarks"] += [{"extra_info": step}, {"extra_info": {"of": "another suite"}}]
-    mixed = tmp_path / "mixed.json"
-    mixed.write_text(json.dumps(content))
-    assert {row.subject for row in sweep.read_results(mixed)} == {"erasing", "step"}
-    command = [sys.executable, ROOT / "benchmarks/sweep.py", "erasing", mixed, tmp_path / "sweep.png"]
+def test_the_timer_divides_seconds_by_the_amount(monkeypatch):
+    timer = bench_throughput.UnitTimer()
+    monkeypatch.setattr(bench_throughput.time, "perf_counter", lambda: 4.0)
+    assert timer() == 4.0
+    timer.amount = 16
+    assert timer() == 0.25
+
+
+def test_a_sweep_is_drawn_of_one_subject_whatever_else_the_file_holds(tmp_path):
+    results = ROOT / "benchmarks/results/bench-cpu-epyc-2-2026-11-23.json"
+    command = [sys.executable, ROOT / "benchmarks/sweep.py", "erasing", results, tmp_path / "sweep.png"]
     subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_sweep_reads_what_the_command_writes(results, sweep, tmp_path):
-    rows = sweep.read_results(results)
-    written = tmp_path / "bench.json"
-    written.write_text(json.dumps({"measurements": [row.to_json() for row in rows]}))
-    assert sweep.read_results(written) == rows

@@ -4,14 +4,11 @@ import os
 
 import numpy as np
 import pytest
+from helpers import no_progress
 from PIL import Image
 
 from data_prep.sources import find_source
 from fastcifar.runtime.errors import UserError
-
-
-def quiet(stage, share):
-    pass
 
 
 def refusal(function, *arguments):
@@ -42,7 +39,7 @@ def folder(tmp_path):
 
 def test_an_image_folder_is_read_class_by_class_in_sorted_order(folder):
     source = find_source(folder)
-    images = source.read(quiet)
+    images = source.read(no_progress)
     assert source.name == "pets"
     assert images.classes == ("ant", "bee")
     assert images.train[0].shape == (6, 4, 5, 3)
@@ -55,25 +52,25 @@ def test_an_image_folder_is_read_class_by_class_in_sorted_order(folder):
 def test_an_image_folder_may_have_its_own_validation_split(folder):
     for kind in ("ant", "bee"):
         write_image(folder / "val" / kind / "x.png", value=7)
-    assert find_source(folder).read(quiet).val[0].shape == (2, 4, 5, 3)
+    assert find_source(folder).read(no_progress).val[0].shape == (2, 4, 5, 3)
 
 
 def test_every_pixel_of_an_image_file_arrives(folder):
     pixels = write_image(folder / "train" / "ant" / "0.bmp")
-    np.testing.assert_array_equal(find_source(folder).read(quiet).train[0][0], pixels)
+    np.testing.assert_array_equal(find_source(folder).read(no_progress).train[0][0], pixels)
 
 
 def test_grey_and_palette_images_become_rgb(folder):
     grey = write_image(folder / "train" / "ant" / "0.png", mode="L")
     Image.fromarray(grey).convert("P").save(folder / "train" / "ant" / "1.gif")
-    images = find_source(folder).read(quiet).train[0]
+    images = find_source(folder).read(no_progress).train[0]
     for image in images[:2]:
         np.testing.assert_array_equal(image, np.repeat(grey[..., None], 3, 2))
 
 
 def test_an_image_of_another_size_is_named(folder):
     write_image(folder / "train" / "bee" / "bb.png", (6, 4))
-    message = refusal(find_source(folder).read, quiet)
+    message = refusal(find_source(folder).read, no_progress)
     assert message.startswith(f"{folder / 'train' / 'bee' / 'bb.png'}: 6x4 pixels")
     assert "5x4" in message
     assert "`resize=N`" in message
@@ -81,7 +78,7 @@ def test_an_image_of_another_size_is_named(folder):
 
 def test_resize_makes_images_one_size(folder):
     write_image(folder / "train" / "bee" / "bb.png", (16, 4), value=50)
-    images = find_source(folder, resize=8).read(quiet)
+    images = find_source(folder, resize=8).read(no_progress)
     assert images.train[0].shape == (7, 8, 8, 3)
     assert images.train[0][5].tolist() == np.full((8, 8, 3), 50).tolist()
     assert images.test[0].shape == (2, 8, 8, 3)
@@ -90,25 +87,25 @@ def test_resize_makes_images_one_size(folder):
 def test_a_file_that_is_no_image_is_named(folder):
     odd = folder / "train" / "ant" / "notes.txt"
     odd.write_text("not an image")
-    assert f"{odd}: Pillow cannot open it as an image: " in refusal(find_source(folder).read, quiet)
+    assert f"{odd}: Pillow cannot open it as an image: " in refusal(find_source(folder).read, no_progress)
 
 
 def test_an_image_cut_off_is_named(folder):
     write_image(folder / "train" / "ant" / "a.png", (5, 4))
     odd = folder / "train" / "ant" / "a.png"
     odd.write_bytes(odd.read_bytes()[:-30])
-    assert f"{odd}: Pillow cannot open it as an image" in refusal(find_source(folder).read, quiet)
+    assert f"{odd}: Pillow cannot open it as an image" in refusal(find_source(folder).read, no_progress)
 
 
 def test_sixteen_bit_images_are_refused_and_not_cut_off(folder):
     Image.fromarray(np.full((4, 5), 40_000, np.uint16)).save(folder / "train" / "ant" / "a.png")
-    assert "a.png: more than 8 bits per channel" in refusal(find_source(folder).read, quiet)
+    assert "a.png: more than 8 bits per channel" in refusal(find_source(folder).read, no_progress)
 
 
 def test_hidden_files_are_left_out(folder):
     (folder / "train" / ".cache").mkdir()
     (folder / "train" / "ant" / ".DS_Store").write_text("x")
-    assert len(find_source(folder).read(quiet).train[1]) == 6
+    assert len(find_source(folder).read(no_progress).train[1]) == 6
 
 
 def test_class_folders_of_the_splits_must_match(folder):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import no_progress
 
 from data_prep import sources
 from data_prep.sources import LAYOUTS, find_source, read_cifar, unpickle
@@ -20,10 +21,6 @@ from fastcifar.runtime.errors import UserError
 
 LAYOUT = {layout.folder: layout for layout in LAYOUTS}
 PER_FILE = 3
-
-
-def quiet(stage, share):
-    pass
 
 
 def planes(file, count=PER_FILE):
@@ -77,7 +74,7 @@ def write_archive(root, layout, prefix=""):
 
 
 def assert_holds(source, layout):
-    images = source.read(quiet)
+    images = source.read(no_progress)
     assert source.name == layout.name
     assert images.classes == tuple(f"class{i}" for i in range(10))
     assert images.val is None
@@ -123,7 +120,7 @@ def test_one_changed_byte_in_a_published_file_is_refused(tmp_path, small, folder
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
-        assert f"{name} is not the published file (its MD5 sum differs)" in refusal(find_source(path.parent).read, quiet)
+        assert f"{name} is not the published file (its MD5 sum differs)" in refusal(find_source(path.parent).read, no_progress)
 
 
 def test_a_missing_file_is_named(tmp_path, small):
@@ -138,7 +135,7 @@ def test_a_truncated_binary_file_is_refused(tmp_path, small, cut):
     folder = write_folder(tmp_path, small["cifar-10-batches-bin"])
     with (folder / "data_batch_2.bin").open("r+b") as file:
         file.truncate(3 * 3073 - cut)
-    message = refusal(find_source(folder).read, quiet)
+    message = refusal(find_source(folder).read, no_progress)
     assert "data_batch_2.bin" in message
     assert ("not a multiple of 3073" if cut == 1 else "14 images") in message
 
@@ -147,16 +144,16 @@ def test_a_label_of_no_class_is_refused(tmp_path, small):
     folder = write_folder(tmp_path, small["cifar-10-batches-bin"])
     with (folder / "test_batch.bin").open("r+b") as file:
         file.write(bytes([10]))
-    assert "labels to 10" in refusal(find_source(folder).read, quiet)
+    assert "labels to 10" in refusal(find_source(folder).read, no_progress)
 
 
 def test_damaged_and_foreign_archives_are_refused(tmp_path, small):
     path = write_archive(tmp_path, small["cifar-10-batches-py"])
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert "damaged archive" in refusal(lambda: find_source(path).read(quiet))
+    assert "damaged archive" in refusal(lambda: find_source(path).read(no_progress))
     path.write_bytes(whole[:1000] + bytes(1000) + whole[2000:])
-    assert str(path) in refusal(lambda: find_source(path).read(quiet))
+    assert str(path) in refusal(lambda: find_source(path).read(no_progress))
     path.write_bytes(b"no archive")
     assert "not a readable .tar.gz" in refusal(find_source, path)
     with tarfile.open(path, "w:gz") as archive:
@@ -164,7 +161,7 @@ def test_damaged_and_foreign_archives_are_refused(tmp_path, small):
     assert "holds none of cifar-10-batches-py" in refusal(find_source, path)
     with tarfile.open(path, "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("cifar-10-batches-py/data_batch_1"))
-    assert "batches.meta is missing" in refusal(find_source(path).read, quiet)
+    assert "batches.meta is missing" in refusal(find_source(path).read, no_progress)
 
 
 class Attack:
@@ -192,7 +189,7 @@ def test_a_damaged_pickle_is_refused(content):
 def test_a_file_that_is_cifars_in_form_but_too_short_is_refused():
     layout = replace(LAYOUT["cifar-10-batches-py"], md5={})
     read = functools.partial(content_of, layout)
-    assert "15 images with labels to 7; CIFAR has 50000" in refusal(read_cifar, layout, read, "here", quiet)
+    assert "15 images with labels to 7; CIFAR has 50000" in refusal(read_cifar, layout, read, "here", no_progress)
 
 
 def test_resize_is_only_for_image_folders(tmp_path, small):
@@ -202,7 +199,7 @@ def test_resize_is_only_for_image_folders(tmp_path, small):
 
 def test_the_synthetic_source_has_two_splits_and_is_new_when_the_code_that_draws_it_is(monkeypatch, tmp_path):
     source = find_source("synthetic")
-    images = source.read(quiet)
+    images = source.read(no_progress)
     assert images.train[0].shape == (10_000, 32, 32, 3)
     assert images.test[0].shape == (2_000, 32, 32, 3)
     assert images.val is None
@@ -285,7 +282,7 @@ def test_the_sums_are_torchvisions():
 def test_real_cifar10_is_what_torchvision_reads(cifar10_source):
     from torchvision import datasets
 
-    images = find_source(cifar10_source).read(quiet)
+    images = find_source(cifar10_source).read(no_progress)
     for train, (pixels, labels) in ((True, images.train), (False, images.test)):
         theirs = datasets.CIFAR10(cifar10_source.parent, train=train)
         np.testing.assert_array_equal(pixels, theirs.data)

@@ -39,15 +39,6 @@ def test_either_colour_may_be_the_brighter(sets):
     assert 0.45 < (corners > 128).mean() < 0.55
 
 
-@pytest.fixture
-def one_thread():
-    """Threads only wait for each other at this size: four times the time was seen on a busy machine of two cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def accuracy(model, sets, *, epochs, rate):
     """Test accuracy of the model after training it on the first set."""
     (train, labels), (test, answers) = (

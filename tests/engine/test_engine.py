@@ -7,14 +7,11 @@ import sys
 
 import pytest
 import torch
+from helpers import with_train
 
 from fastcifar.engine.engine import Engine
 from fastcifar.runtime.distributed import World, process_group
 from fastcifar.runtime.precision import PRECISIONS
-
-
-def with_train(recipe, **changes):
-    return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, **changes))
 
 
 def state_of(engine):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from fastcifar.augment import Normalize, Policy
 from fastcifar.data.dataset import Split
 from fastcifar.data.resident import ResidentLoader
-from fastcifar.engine.evaluate import Evaluator, evaluate, logits_of
+from fastcifar.engine.evaluate import VIEW_COUNTS, VIEWS, Evaluator, evaluate, logits_of
 
 POLICY = Policy((Normalize(0.5, 0.5),))
 
@@ -50,6 +50,25 @@ def test_the_score_is_that_of_a_plain_loop(model, split, batch_size, tta):
     assert score.images == 70
     assert score.accuracy == pytest.approx(confusion.diagonal().sum().item() / 70)
     assert score.per_class[0] == pytest.approx(confusion[0, 0].item() / confusion[0].sum().item())
+
+
+def test_multi_crop_weighs_six_views_as_airbench_does(model, split):
+    images = torch.from_numpy(split.images).permute(0, 3, 1, 2).float()
+    padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
+    moved = [padded[:, :, 0:6, 0:6], padded[:, :, 2:8, 2:8]]
+    model.eval()
+    with torch.no_grad():
+        mirror = [(model(view) + model(view.flip(3))) / 2 for view in (images, *moved)]
+        expected = mirror[0] / 2 + (mirror[1] + mirror[2]) / 4
+        torch.testing.assert_close(logits_of(model, "fp32", "multi_crop")(images), expected)
+
+
+@pytest.mark.parametrize("tta", VIEWS)
+def test_the_views_of_an_image_have_weights_that_sum_to_1_and_are_counted(tta):
+    views = VIEWS[tta](torch.randn(2, 3, 6, 6))
+    assert sum(weight for _, weight in views) == 1.0
+    assert len(views) == VIEW_COUNTS[tta]
+    assert {view.shape for view, _ in views} == {(2, 3, 6, 6)}
 
 
 @pytest.mark.parametrize("training", [True, False])

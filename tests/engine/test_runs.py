@@ -1,43 +1,31 @@
 """Many runs in one process: each equals a separate run of its seed, and the summary's figures are right."""
 
-import io
 import json
 import statistics
 
 import pytest
-from rich.console import Console
+from helpers import quiet, timeless, without_times
 
-from fastcifar.display.console import Reporter
 from fastcifar.engine.runs import train_runs
 from fastcifar.engine.trainer import train
-from fastcifar.run.metrics import read_metrics
-
-TIMES = "images_per_s", "train_seconds", "evaluate_seconds", "warm_up_seconds", "total_seconds"
-
-
-def quiet():
-    return Reporter(console=Console(file=io.StringIO(), soft_wrap=True), epochs=False)
-
-
-def without_times(row):
-    row = row if isinstance(row, dict) else row.to_json()
-    return {key: value for key, value in row.items() if key not in TIMES}
 
 
 def test_each_run_is_the_one_of_its_seed_alone(recipe, dataset, tmp_path):
-    results, _ = train_runs(recipe, dataset, tmp_path / "many", runs=3, device="cpu", reporter=quiet())
+    results, _ = train_runs(recipe, dataset, tmp_path / "many", runs=3, device="cpu", reporter=quiet(epochs=False))
     for seed, result in enumerate(results):
-        alone = train(recipe.with_seed(seed), dataset, tmp_path / f"alone-{seed}", device="cpu", reporter=quiet())
+        alone = train(recipe.with_seed(seed), dataset, tmp_path / f"alone-{seed}", device="cpu", reporter=quiet(epochs=False))
         assert result.run.root == tmp_path / "many" / f"seed-{seed}"
         assert without_times(result.summary) == without_times(alone.summary)
-        one, other = (list(map(without_times, read_metrics(run.metrics))) for run in (result.run, alone.run))
-        assert one == other
+        assert timeless(result.run) == timeless(alone.run)
         assert result.run.recipe.read_text() == alone.run.recipe.read_text()
         assert not result.run.last.exists()
 
 
 def test_the_summary_holds_mean_deviation_and_values_of_every_measure(recipe, dataset, tmp_path):
-    results, summary = train_runs(recipe, dataset, tmp_path / "many", runs=3, device="cpu", reporter=quiet())
+    how, summaries = {"device": "cpu", "reporter": quiet(epochs=False)}, []
+    results, summary = train_runs(recipe, dataset, tmp_path / "many", runs=3, **how, after_run=summaries.append)
+    assert [one.seeds for one in summaries] == [(0,), (0, 1), (0, 1, 2)]
+    assert summaries[-1] is summary
     losses = [result.summary.train_loss for result in results]
     assert summary.seeds == (0, 1, 2)
     assert summary.measures["train_loss"].mean == pytest.approx(statistics.fmean(losses))
@@ -49,8 +37,8 @@ def test_the_summary_holds_mean_deviation_and_values_of_every_measure(recipe, da
 def test_what_is_finished_before_a_stop_is_kept(recipe, dataset, tmp_path):
     asked = iter(range(10**6))
     steps = recipe.train.epochs * (len(dataset.train.labels) // recipe.train.batch_size)
-    stop = {"should_stop": lambda: next(asked) >= steps + 3}
-    results, summary = train_runs(recipe, dataset, tmp_path / "many", runs=3, device="cpu", reporter=quiet(), **stop)
+    how = {"device": "cpu", "reporter": quiet(epochs=False), "should_stop": lambda: next(asked) >= steps + 3}
+    results, summary = train_runs(recipe, dataset, tmp_path / "many", runs=3, **how)
     assert [result.finished for result in results] == [True, False]
     assert len(summary.seeds) == 1
     assert (tmp_path / "many" / "summary.json").exists()

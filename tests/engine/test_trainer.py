@@ -1,7 +1,6 @@
 """Training: a run's files, bit-exact resuming, and the end of a run that cannot continue."""
 
 import dataclasses
-import io
 import itertools
 import json
 import math
@@ -10,12 +9,11 @@ import time
 
 import pytest
 import torch
-from rich.console import Console
+from helpers import quiet, timeless, with_train
 
 from data_prep import prepare
 from fastcifar.augment import RandomCrop
 from fastcifar.data.dataset import load_dataset
-from fastcifar.display.console import Reporter
 from fastcifar.engine.evaluate import evaluate_run
 from fastcifar.engine.trainer import Trainer, train
 from fastcifar.recipe import load_recipe
@@ -25,14 +23,6 @@ from fastcifar.run.directory import open_run
 from fastcifar.run.metrics import read_metrics
 from fastcifar.run.score import Score
 from fastcifar.runtime.errors import UserError
-
-
-def quiet(**options):
-    return Reporter(console=Console(file=io.StringIO(), highlight=False, soft_wrap=True), **options)
-
-
-def with_train(recipe, **changes):
-    return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, **changes))
 
 
 def stop_after(checks):
@@ -66,7 +56,7 @@ def test_a_run_leaves_every_file_of_the_contract(recipe, dataset, tmp_path):
 def test_the_saved_recipe_is_the_resolved_one(recipe, dataset, tmp_path):
     train(recipe, dataset, tmp_path / "run", device="cpu", reporter=quiet())
     resolved = load_recipe(tmp_path / "run" / "recipe.toml")
-    assert resolved == recipe.with_classes(len(dataset.manifest.classes), 3)
+    assert resolved == recipe.fitted_to(dataset.manifest)
 
 
 def test_the_log_holds_the_mean_loss_of_every_window_and_a_row_an_epoch(recipe, dataset, tmp_path):
@@ -203,6 +193,15 @@ def test_an_error_of_writing_is_not_forgotten_when_the_next_writing_succeeds(rec
         train(with_train(recipe, epochs=3), dataset, tmp_path / "run", device="cpu", reporter=quiet())
 
 
+def test_a_diverged_run_has_the_curves_of_its_good_epochs(recipe, dataset, tmp_path, monkeypatch):
+    drawn, largest = [], iter((1.0, math.inf))
+    monkeypatch.setattr("fastcifar.engine.trainer.plot_curves", lambda epochs, *_: drawn.append(len(epochs)))
+    monkeypatch.setattr("fastcifar.engine.trainer._largest_weight", lambda model: torch.tensor(next(largest)))
+    with pytest.raises(UserError, match="became infinite"):
+        train(recipe, dataset, tmp_path / "run", device="cpu", reporter=quiet())
+    assert drawn == [1]
+
+
 def test_a_diverged_run_names_the_checkpoint_that_was_being_written(recipe, dataset, tmp_path, monkeypatch):
     def save_slowly(*arguments, **options):
         time.sleep(1)
@@ -296,7 +295,8 @@ def test_padded_widths_change_neither_the_result_nor_the_checkpoint(recipe, data
     resumed = train(again, dataset, resume=run, device="cpu", reporter=quiet())
     one, other = (load_checkpoint(result.run.last).tensors for result in (whole, resumed))
     assert {k: t.shape for k, t in one.items()} == {k: t.shape for k, t in other.items()}
-    torch.testing.assert_close(other["state.losses"], one["state.losses"], rtol=1e-3, atol=1e-4)
+    # Kernels of two widths sum in two orders: in ten steps float32's rounding was seen to grow to 4e-7, against float64.
+    torch.testing.assert_close(other["state.losses"], one["state.losses"], rtol=1e-4, atol=1e-5)
     assert whole.summary.parameters == resumed.summary.parameters
 
 
@@ -348,11 +348,6 @@ def test_a_deterministic_run_is_repeated_to_the_bit(recipe, dataset, tmp_path, d
         assert torch.equal(tensor, other[key]), key
 
 
-def timeless(run):
-    rows = read_metrics(run.metrics)
-    return [{k: v for k, v in row.items() if k not in ("train_seconds", "images_per_s")} for row in rows]
-
-
 @pytest.mark.parametrize("every", [0.0, 10.0])
 @pytest.mark.parametrize("stop", [None, 3])
 def test_a_host_an_epoch_ahead_leaves_the_same_run(recipe, dataset, tmp_path, monkeypatch, every, stop):
@@ -385,8 +380,9 @@ def test_a_run_on_cuda_logs_what_the_same_steps_log_on_a_cpu(recipe, dataset, tm
         rows[device] = [row for row in read_metrics(run.metrics) if row["kind"] == "epoch"]
     for one, other in zip(*rows.values(), strict=True):
         assert one["epoch"] == other["epoch"]
-        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=0.05)
-        assert one["val_loss"] == pytest.approx(other["val_loss"], rel=0.05)
+        # In these 20 steps float32's rounding was seen to grow to 4e-7 of an epoch's loss, against float64.
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
+        assert one["val_loss"] == pytest.approx(other["val_loss"], rel=1e-3)
 
 
 @pytest.mark.gpu
@@ -433,6 +429,16 @@ def test_without_validation_the_run_still_ends_with_a_test(recipe, dataset, tmp_
     assert result.summary.val_accuracy is None
     assert result.summary.test_accuracy is not None
     assert not result.run.best.exists()
+
+
+def test_a_run_on_all_images_has_no_validation_and_one_that_validates_now_and_then_ends_with_it(recipe, dataset, tmp_path):
+    result = train(with_train(recipe, splits=("train", "val")), dataset, tmp_path / "all", device="cpu", reporter=quiet())
+    assert result.summary.steps == recipe.train.epochs * ((80 + 20) // recipe.train.batch_size)
+    assert result.summary.val_accuracy is None and result.summary.test_accuracy is not None
+    seldom = dataclasses.replace(with_train(recipe, epochs=3), evaluate=dataclasses.replace(recipe.evaluate, every=2))
+    result = train(seldom, dataset, tmp_path / "seldom", device="cpu", reporter=quiet())
+    rows = [row for row in read_metrics(result.run.metrics) if row["kind"] == "epoch"]
+    assert [row["val_accuracy"] is None for row in rows] == [True, False, False]
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_gives_others(recipe, dataset, tmp_path):

@@ -15,20 +15,12 @@ from fastcifar.run.checkpoint import checkpoint_tensors, load_checkpoint, save_c
 from fastcifar.runtime.errors import UserError
 from fastcifar.runtime.precision import autocast
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 AWKWARD = ResNetConfig(num_classes=5, stem_channels=12, channels=(12, 20, 28), blocks=(2, 2, 1), strides=(1, 2, 2))
 """No width is aligned, nor is the head's; blocks with and without a shortcut convolution."""
 STEPS = 50
 # Kernels of two widths sum in two orders, and training lets the difference grow: after 50 steps to 3e-6 and 7e-14 at most.
 TOLERANCE = {torch.float32: {"rtol": 1e-3, "atol": 1e-4}, torch.float64: {"rtol": 1e-9, "atol": 1e-10}}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors this small are slower on two."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def with_gelu(model: nn.Module) -> nn.Module:

@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 
-from fastcifar.optim.optimizers import OptimizerConfig, build_optimizer
+from fastcifar.models import SpeedNetConfig, build_model
+from fastcifar.optim.optimizers import GroupConfig, OptimizerConfig, build_optimizer
 from fastcifar.runtime.errors import UserError
 
 CASES = {
@@ -59,3 +60,24 @@ def test_a_first_step_that_is_skipped_leaves_no_momentum():
     scaler.step(optimizer)
     scaler.update()
     assert all(not state["momentum_buffer"].any() for state in optimizer.state.values())
+
+
+def test_parameters_go_to_the_first_group_that_matches_and_frozen_ones_to_none():
+    model = build_model(SpeedNetConfig(widths=(8, 16)))
+    groups = (GroupConfig("first", lr=0.5, epochs=3.0), GroupConfig("head", lr=0.7), GroupConfig("norms", weight_decay=0.0))
+    optimizer = build_optimizer(model, OptimizerConfig("muon", lr=0.2, groups=groups))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    sorted_ = {tuple(names[id(p)] for p in group["params"]): group for group in optimizer.param_groups}
+    filters = tuple(name for name in names.values() if name.endswith(("conv1.weight", "conv2.weight")))
+    norms = tuple(name for name in names.values() if "norm" in name and name.endswith("bias"))
+    assert sorted_.keys() == {filters, ("first.bias",), ("head.weight",), norms}
+    assert [group["peak_lr"] for group in optimizer.param_groups] == [0.2, 0.5, 0.7, 0.2]
+    assert sorted_[filters]["newton_schulz_steps"] == 3
+    assert {group["newton_schulz_steps"] for key, group in sorted_.items() if key != filters} == {0}
+    assert sorted_[norms]["weight_decay"] == 0.0
+    assert torch.equal(optimizer.lrs, torch.tensor([0.2, 0.5, 0.7, 0.2]))
+
+
+def test_an_unknown_optimizer_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'adamw'"):
+        OptimizerConfig("adamww")

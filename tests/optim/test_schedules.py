@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastcifar.optim.schedules import ScheduleConfig, lr_table
+from fastcifar.optim.schedules import ScheduleConfig, group_lr_table, lr_table
 from fastcifar.runtime.errors import UserError
 
 
@@ -48,3 +48,10 @@ def test_the_warm_up_rises_evenly_to_the_peak():
 def test_a_warm_up_longer_than_the_run_is_refused():
     with pytest.raises(UserError, match=r"warmup_epochs = 5.0: must be below train.epochs = 5"):
         lr_table(ScheduleConfig(warmup_epochs=5.0), 0.1, 5, 10)
+
+
+def test_a_group_with_epochs_of_its_own_falls_to_0_within_them():
+    groups = [{"peak_lr": 0.3, "epochs": None}, {"peak_lr": 2.0, "epochs": 1.5}]
+    table = group_lr_table(ScheduleConfig("linear"), groups, 3, 4)
+    assert torch.equal(table[:, 0], lr_table(ScheduleConfig("linear"), 0.3, 3, 4))
+    torch.testing.assert_close(table[:, 1], 2.0 * torch.tensor([1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0, 0, 0, 0, 0, 0]))

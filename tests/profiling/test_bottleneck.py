@@ -35,6 +35,12 @@ def idling(share, **phases):
         ({"utilisation": 0.8, "device": "cpu"}, r"compute-bound: the step reaches 80% .* model\.channels"),
         ({"device": "cpu"}, r"bound by convolutions, .* train\.batch_size"),
         ({"utilisation": 0.8, "precision": "fp32"}, r"compute-bound.* train\.precision to bf16"),
+        ({"utilisation": 1.0}, "compute-bound: the step reaches 100%"),
+        (
+            {"utilisation": 2.76},
+            r"bound by convolutions, 73% of the work; .* 276% of the arithmetic .* no ceiling here; .* model\.channels",
+        ),
+        ({"utilisation": 2.76, "precision": "fp32"}, r"no ceiling here.* train\.precision to bf16"),
         ({"awkward_widths": True}, r"bound by convolutions, 73% of the work.* train\.pad_widths"),
         ({}, r"bound by convolutions.* train\.batch_size"),
     ],

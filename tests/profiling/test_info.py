@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from fastcifar.profiling.info import describe, print_info
+from fastcifar.display.info import print_info
+from fastcifar.profiling.info import describe
 from fastcifar.recipe import load_recipe
 
 
@@ -16,6 +17,13 @@ def described():
 def test_the_floor_is_the_arithmetic_over_the_measured_rate(described):
     flops = 6 * described["model"]["macs"] * 40 * 40_000
     assert described["floor_seconds"] == pytest.approx(flops / described["ceilings"]["flops_per_s"])
+
+
+def test_size_images_and_classes_are_those_of_the_data_set(recipe, dataset):
+    described = describe(recipe, "cpu", dataset.manifest)
+    assert described["images_trained"] == recipe.train.epochs * 80
+    assert described["data"] == "tiny"
+    assert described["model"]["layers"][0]["output_shape"] == (8, 16, 16)
 
 
 def test_the_description_is_json(described):

@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
+from unittest.mock import create_autospec
 
 import pytest
 import torch
 
 from fastcifar.data.resident import ResidentLoader
 from fastcifar.display.profile import plot_roofline, print_profile
+from fastcifar.engine.captured import CapturedStep
 from fastcifar.profiling import profile as profiling
 from fastcifar.profiling.profile import profile
 from fastcifar.profiling.trace import Trace, Work
@@ -94,27 +97,36 @@ def test_a_profile_is_printed_drawn_and_json(recipe, dataset, tmp_path, ceilings
     printed = capsys.readouterr().out
     for words in ("images/s", "backward", "idle", "model FLOP utilisation", found["bottleneck"]):
         assert words in printed
+    assert "phases of the graph" not in printed
+    print_profile(found | {"phases_found": {"by alignment": 3, "by name": 1}})
+    assert (
+        "phases of the graph's kernels from the uncaptured step: 75.0% by alignment, 25.0% by name" in capsys.readouterr().out
+    )
     plot_roofline(found, tmp_path / "roofline.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["roofline.png", "trace.json.gz"]
     json.dumps(found, allow_nan=False)
 
 
 def test_kernels_of_a_captured_step_get_their_phases_by_their_place_in_one_step(tmp_path, monkeypatch):
-    """A kernel of two phases counts in both; three steps are launched one by one, and other kernels come between replays."""
+    """A kernel of two phases counts in both. The first of the steps launched one by one tunes, and has a kernel more than the
+    last, which the replays are held against; other kernels come between replays.
+    """
     step = [("draw", "augment"), ("conv", "forward"), ("conv", "backward"), ("sgd", "optimizer")]
 
-    def work(name, phase, replayed):
-        return Work(name, 0.0, 1.0, 1.0, phase, "", replayed)
+    def work(name, phase, replayed, number=0):
+        return Work(name, 0.0, 1.0, 1.0, phase, "", replayed, number)
 
-    launched = [work(*one, False) for one in 3 * [*step, ("fill", "")]]
+    launched = [work("tune", "forward", False, 1)]
+    launched += [work(*one, False, number) for number in (1, 2, 3) for one in (*step, ("fill", ""))]
     replayed = [*(work(name, "", True) for name, _ in step), work("fill", "", False)] * 2
     traces = iter((Trace(tuple(replayed), (), False, {}), Trace(tuple(launched), ("a wait",), False, {})))
     monkeypatch.setattr(profiling, "_recorded", lambda *_: next(traces))
-    stub = SimpleNamespace(seek=lambda step: None, run=None, practise=None)
-    engine = SimpleNamespace(step=stub, backend="captured", device=torch.device("cuda"))
+    engine = SimpleNamespace(step=create_autospec(CapturedStep), backend="captured", device=torch.device("cuda"))
+    engine.step.arithmetic = nullcontext
     traced = profiling._trace_steps(engine, 2, tmp_path / "trace.json.gz")
     assert [(one.name, one.phase) for one in traced.work] == 2 * step
     assert traced.waits == ("a wait",)
+    assert traced.phases_found == {"by position": 8}
 
 
 def test_idle_time_is_given_of_the_untraced_step_and_of_the_trace():

@@ -95,13 +95,39 @@ def work(name, begin=0.0, end=1.0, phase=""):
 
 def test_replayed_kernels_get_the_phases_of_the_same_ones_launched_one_by_one():
     body = [work("a", phase="augment"), work("conv", phase="forward"), work("conv", phase="backward")]
-    replayed = phases_by_order([work(name) for name in ("a", "conv", "conv") * 3], body)
+    replayed, found = phases_by_order([work(name) for name in ("a", "conv", "conv") * 3], body, 3)
     assert [one.phase for one in replayed] == ["augment", "forward", "backward"] * 3
+    assert found == {"by position": 9}
 
 
-def test_replayed_kernels_that_are_others_get_their_phases_by_name():
-    body = [work("a", phase="augment"), work("b", phase="forward")]
-    assert [one.phase for one in phases_by_order([work("b"), work("x"), work("a")], body)] == ["forward", "", "augment"]
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_kernel_of_two_phases_is_told_apart_where_some_kernels_are_others(steps):
+    """The graph has one kernel more (x), one less (add), and one whose place is another (a)."""
+    phases = {"a": "augment", "conv": "forward", "add": "forward", "loss": "loss"}
+    body = [work(name, phase=phase) for name, phase in phases.items()]
+    body += [work("conv", phase="backward"), work("sgd", phase="optimizer")]
+    replayed, found = phases_by_order([work(name) for name in ("conv", "x", "loss", "conv", "sgd", "a") * steps], body, steps)
+    assert [one.phase for one in replayed] == ["forward", "", "loss", "backward", "optimizer", "augment"] * steps
+    assert found == {"by alignment": 4 * steps, "unknown": steps, "by name": steps}
+
+
+def test_steps_with_a_kernel_between_two_of_them_are_aligned_as_a_whole():
+    body = [work("conv", phase="forward"), work("conv", phase="backward"), work("sgd", phase="optimizer")]
+    step = ["conv", "conv", "sgd"]
+    replayed, found = phases_by_order([work(name) for name in (*step, "x", *step)], body, 2)
+    assert [one.phase for one in replayed] == ["forward", "backward", "optimizer", "", "forward", "backward", "optimizer"]
+    assert found == {"by alignment": 6, "unknown": 1}
+
+
+def test_no_kernels_have_no_phases():
+    assert phases_by_order([], [], 2) == ([], {})
+
+
+def test_a_kernel_is_of_the_step_in_which_the_host_launched_it():
+    launches = [event("cuda_runtime", "cudaLaunchKernel", time, 0.1, correlation=time) for time in (0.5, 10.5)]
+    kernels = [event("kernel", name, 20 + time, 0.1, correlation=time) for time, name in ((0.5, "first"), (10.5, "second"))]
+    read = parse([*marks(0, 1, 2, 3, 4, 5), *marks(10, 11, 12, 13, 14, 15), *launches, *kernels])
+    assert [(one.name, one.step) for one in read.work] == [("first", 1), ("second", 2)]
 
 
 def test_time_in_which_several_work_counts_once():

@@ -16,11 +16,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import timeless
 
-from data_prep import prepare
 from fastcifar.run.checkpoint import load_checkpoint
 from fastcifar.run.directory import RunDirectory, read_environment
-from fastcifar.run.metrics import read_metrics
 from fastcifar.runtime.distributed import World, process_group, synchronise_batchnorm
 from fastcifar.runtime.errors import UserError
 from fastcifar.runtime.shard import WHOLE, Shard
@@ -29,7 +28,6 @@ WORKER = Path(__file__).with_name("distributed_worker.py")
 worker = SimpleNamespace(**runpy.run_path(str(WORKER)))
 ALONE = World(torch.device("cpu"))
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-TIMELESS = "train_seconds", "images_per_s"
 _launched = {}
 
 
@@ -67,10 +65,6 @@ def plain(case, tmp_path, monkeypatch):
     """A whole run of one process with the worker's plain model."""
     monkeypatch.setattr("fastcifar.engine.engine.build_model", worker.plain_model)
     return worker.run(tmp_path / "one", *case), RunDirectory(tmp_path / "one")
-
-
-def timeless(run):
-    return [{key: value for key, value in row.items() if key not in TIMELESS} for row in read_metrics(run.metrics)]
 
 
 def assert_close(ours, theirs):
@@ -218,13 +212,6 @@ SMALL = [
     "--recipe", "cpu", "--set", "model.stem_channels=8", "--set", "model.channels=[8, 8, 16]", "--set", "train.batch_size=500",
     "--device", "cpu",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def betons(tmp_path_factory):
-    out = tmp_path_factory.mktemp("two-cli") / "betons"
-    prepare("synthetic", out)
-    return out
 
 
 def torchrun_fastcifar(*arguments):

@@ -1,4 +1,4 @@
-"""Medians, spreads, shares and ratios are the arithmetic that they say they are."""
+"""Medians, spreads, shares and ratios by hand-computed values."""
 
 import json
 
@@ -24,7 +24,7 @@ def a_measurement(**changed):
     return Measurement(**fields | changed)
 
 
-def test_a_measurement_is_the_median_of_its_rounds_between_the_smallest_and_the_largest():
+def test_a_measurement_has_the_median_and_the_spread_of_its_rounds():
     row = a_measurement()
     assert (row.median, row.spread) == (20.0, (10.0, 30.0))
 
@@ -35,23 +35,23 @@ def test_the_share_of_the_floor_is_one_at_the_floor_for_rates_and_for_seconds(un
     assert a_measurement(unit=unit, floor=20.0).share_of_floor == 1
 
 
-def test_what_was_not_measured_has_no_figures():
+def test_a_row_that_was_not_measured_has_no_figures():
     row = a_measurement(rounds=(), floor=None, note="not installed")
     assert (row.median, row.spread, row.share_of_floor) == (None, None, None)
 
 
-def test_a_round_is_seconds_or_what_was_done_in_one():
+def test_a_round_is_seconds_or_amount_per_second():
     assert figure(100, 4.0, "images/s") == 25
     assert figure(100, 4.0, "s") == 4
 
 
-def test_a_ratio_is_the_median_of_the_ratios_of_rounds_side_by_side_and_not_the_ratio_of_medians():
+def test_a_ratio_is_the_median_of_ratios_of_paired_rounds_and_not_the_ratio_of_medians():
     ours, theirs = (10.0, 20.0, 90.0), (10.0, 5.0, 30.0)
     assert speed_ratio(ours, theirs, "images/s") == 3
     assert speed_ratio(ours, theirs, "s") == pytest.approx(1 / 3)
 
 
-def test_a_machine_that_slows_down_for_a_round_changes_no_ratio():
+def test_a_machine_that_is_slow_for_one_round_changes_no_ratio():
     assert speed_ratio((10.0, 1.0, 10.0), (5.0, 0.5, 5.0), "steps/s") == 2
 
 

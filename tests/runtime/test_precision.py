@@ -14,6 +14,7 @@ from fastcifar.runtime.precision import (
     emulation_warning,
     gradient_scaler,
     has_bf16,
+    has_fp16,
     resolve_precision,
     scaler_state,
     to_weights_dtype,
@@ -99,11 +100,27 @@ def test_auto_follows_the_cpu(monkeypatch, bf16, expected):
     assert resolve_precision("auto", CPU)[0] == expected
 
 
-def test_what_was_asked_for_stays_and_a_warning_tells_that_it_is_emulated(monkeypatch):
-    monkeypatch.setattr("fastcifar.runtime.precision.has_bf16", lambda device: False)
-    assert resolve_precision("bf16", CPU) == ("bf16", "as asked")
-    assert "emulates" in emulation_warning("bf16", CPU)
-    assert emulation_warning("fp32", CPU) == ""
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("avx512_bf16 f16c", False), ("avx512_bf16 avx512_fp16", True), ("amx_fp16", True), ("fphp asimdhp", True)],
+)
+def test_a_cpus_flags_say_whether_it_has_fp16(tmp_path, monkeypatch, flags, expected):
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    (tmp_path / "cpuinfo").write_text(f"flags : fpu {flags} sse\n")
+    assert has_fp16(CPU, tmp_path / "cpuinfo") is expected
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+    assert not has_fp16(CPU, tmp_path / "cpuinfo")
+    assert has_fp16(torch.device("cuda"), tmp_path / "cpuinfo")
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp16"])
+def test_what_was_asked_for_stays_and_a_warning_tells_that_it_is_emulated(monkeypatch, name):
+    monkeypatch.setattr("fastcifar.runtime.precision.has_bf16", lambda device: name != "bf16")
+    monkeypatch.setattr("fastcifar.runtime.precision.has_fp16", lambda device: name != "fp16")
+    assert resolve_precision(name, CPU) == (name, "as asked")
+    emulated = [precision for precision in PRECISIONS if emulation_warning(precision, CPU)]
+    assert emulated == [name, f"pure_{name}"]
+    assert f"cpu has no {name} arithmetic and emulates it" in emulation_warning(name, CPU)
 
 
 @pytest.mark.parametrize(("chosen", "expected"), [({}, ":4096:8"), ({"CUBLAS_WORKSPACE_CONFIG": ":16:8"}, ":16:8")])

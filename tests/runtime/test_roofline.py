@@ -1,4 +1,4 @@
-"""Ceilings are measured, and the floor is arithmetic over them."""
+"""Peak rates are measured, and the floor of a run follows from them."""
 
 import time
 
@@ -13,13 +13,13 @@ def test_the_floor_of_the_seed_run_on_the_measured_ceiling_of_an_h200():
     assert floor_seconds(496_697_088, 1_600_000, ceilings) == pytest.approx(6.04, abs=0.01)
 
 
-def test_ceilings_are_those_of_a_computer():
+def test_measured_ceilings_are_plausible():
     ceilings = measure_ceilings(torch.device("cpu"), torch.float32)
     assert 1e9 < ceilings.flops_per_s < 1e14
     assert 1e8 < ceilings.bytes_per_s < 1e13
 
 
-def test_the_sustained_rate_is_that_of_as_many_products_as_fill_the_time():
+def test_the_sustained_rate_is_measured_over_the_requested_time():
     began = time.perf_counter()
     rate = sustained_flops_per_s(torch.device("cpu"), torch.float32, seconds=0.5)
     assert 1e9 < rate < 1e14

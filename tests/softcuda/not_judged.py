@@ -11,11 +11,11 @@ REASONS: dict[str, str] = {
     "tests/bench/test_subjects.py::test_a_subject_runs_on_a_gpu[augment]": SLOW,
     "tests/bench/test_subjects.py::test_a_subject_runs_on_a_gpu[erasing]": SLOW,
     "tests/profiling/test_profile.py::": PROFILER,
-    "tests/profiling/test_roofline.py::test_a_gpu_reaches_more_in_bf16": "softcuda: its numbers and speed are the CPU's",
+    "tests/runtime/test_roofline.py::test_a_gpu_reaches_more_in_bf16": "softcuda: its numbers and speed are the CPU's",
 }
 """Beginning of a test's identifier -> reason."""
 AT_ONCE_REASONS: dict[str, str] = {
-    "tests/engine/test_transfer.py::test_reading_waits_for_the_copy_and_not_for_what_came_later": AT_ONCE,
+    "tests/runtime/test_transfer.py::test_reading_waits_for_the_copy_and_not_for_what_came_later": AT_ONCE,
 }
 """The same, of softcuda as it is without SOFTCUDA_LAZY=1."""
 

@@ -1,12 +1,11 @@
 """The seed recipe from the command line, with a narrow model, on the software device: its losses are the CPU's to rounding."""
 
 import json
-import os
-import subprocess
 import sys
 
 import numpy as np
 import pytest
+from helpers import fastcifar
 from PIL import Image
 
 pytestmark = [
@@ -41,16 +40,14 @@ main()
 """The command line, with Ctrl-C pressed when the first steps have been given to the device."""
 
 
-def fastcifar(*arguments, code=None, returns=0):
-    command = [sys.executable, *(("-c", code) if code else ("-m", "fastcifar")), *map(str, arguments)]
-    environment = os.environ | {"FASTCIFAR_AUGMENT": "reference"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+def printed_by(*arguments, code=None, returns=0):
+    done = fastcifar(*arguments, code=code, FASTCIFAR_AUGMENT="reference")
     assert done.returncode == returns, done.stderr
     return done.stdout
 
 
 @pytest.fixture(scope="module")
-def betons(tmp_path_factory):
+def coloured(tmp_path_factory):
     """400 images of 4 colours, of which 80 are to validate, and 40 to test."""
     root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for split, count in (("train", 100), ("test", 10)):
@@ -61,12 +58,12 @@ def betons(tmp_path_factory):
                 pixels = (colour + rng.integers(-50, 50, (32, 32, 3))).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{number}.png")
     out = tmp_path_factory.mktemp("data") / "betons"
-    fastcifar("prep", root, "--out", out)
+    printed_by("prep", root, "--out", out)
     return out
 
 
 @pytest.fixture(scope="module")
-def run(betons, tmp_path_factory):
+def run(coloured, tmp_path_factory):
     """A function of (device, options) that trains an epoch, once, and gives [(step, loss)] and what was printed."""
     known = {}
 
@@ -74,8 +71,8 @@ def run(betons, tmp_path_factory):
         key = device, *options
         if key not in known:
             out = tmp_path_factory.mktemp("runs") / "run"
-            where = ["--data", betons, "--out", out, "--device", device]
-            printed = fastcifar("train", *NARROW, "--epochs", 1, *where, *options)
+            where = ["--data", coloured, "--out", out, "--device", device]
+            printed = printed_by("train", *NARROW, "--epochs", 1, *where, *options)
             known[key] = losses(out / "metrics.jsonl") if "--runs" not in options else out, printed
         return known[key]
 
@@ -115,12 +112,13 @@ def test_many_runs_are_those_of_their_seeds(run):
         assert losses(folder / f"seed-{seed}" / "metrics.jsonl") == pytest.approx(expected, rel=TOLERANCE["fp32"])
 
 
-def test_a_run_stopped_in_the_middle_and_resumed_is_the_whole_one(betons, run, tmp_path):
+@pytest.mark.parametrize("step", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("eager", "compiled")), "captured"])
+def test_a_run_stopped_in_the_middle_and_resumed_is_the_whole_one(coloured, run, tmp_path, step):
     fp32 = "--set", "train.precision=fp32"
-    where = "--data", betons, "--device", "cuda", "--step", "captured"
+    where = "--data", coloured, "--device", "cuda", "--step", step
     out = tmp_path / "run"
-    said = fastcifar("train", *NARROW, *fp32, "--epochs", 1, "--out", out, *where, code=INTERRUPTED, returns=130)
+    said = printed_by("train", *NARROW, *fp32, "--epochs", 1, "--out", out, *where, code=INTERRUPTED, returns=130)
     assert f"fastcifar train --resume {out}" in said
     assert list(losses(out / "metrics.jsonl")) == [1, 2, 3, 4, 5]
-    fastcifar("train", "--resume", out, *where)
+    printed_by("train", "--resume", out, *where)
     assert losses(out / "metrics.jsonl") == pytest.approx(run("cpu", *fp32)[0], rel=TOLERANCE["fp32"])

@@ -1,5 +1,5 @@
 # ruff: noqa: F401
-"""The transforms, one file each. Every transform that is imported here is registered: recipes and policies know its name."""
+"""The transforms, one file each. An import here registers a transform: recipes and policies then know its name."""
 
 from fastcifar.augment.transforms.base import Transform
 from fastcifar.augment.transforms.crop import RandomCrop, Translate

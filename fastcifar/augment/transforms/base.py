@@ -1,4 +1,4 @@
-"""What all transforms share: the base class, the validation of parameters, and Triton code that waits for its kernel."""
+"""Base class of the transforms, validation of their parameters, and Triton code that is compiled on first use."""
 
 import math
 from collections.abc import Callable
@@ -14,30 +14,29 @@ from fastcifar.augment.philox import Draws, constant
 from fastcifar.runtime.errors import UserError
 
 Shape = tuple[int, int, int]
-"""Channels, height and width of the images that a transform is given."""
+"""Channels, height and width of a transform's input."""
 
 Step = tuple[Any, ...]
 """A function of (images, *parameters), which may work in place, and the parameters, a tensor (B, ...) each."""
 
 
 class Transform:
-    """Base of all transforms, frozen dataclasses: parameters, validation, PyTorch reference and Triton code.
+    """Base of all transforms, which are frozen dataclasses: parameters, validation, PyTorch reference and Triton code.
 
     The reference is `draw`, the specification. The Triton code is up to three functions marked with `triton_code`. Their T
-    is `constants.transform_constants`; `image` is (image_ptr, (seed, sample, epoch), what the transforms before have drawn):
+    is from `constants.transform_constants`; `image` is (image_ptr, (seed, sample, epoch), draws of the earlier transforms):
 
         kernel_draw(T, image, lane, words)                          the image's parameters, a tuple of scalars; default: ()
         kernel_place(T, drawn, y, x)                                (y, x): the pixel that this one is taken from
         kernel_color(T, drawn, image, y, x, red, green, blue, c)    (red, green, blue): a pixel's new value
 
-    Pixels are blocks of coordinates and of float32 in 0 .. 1. Three channels are worked on together; any other number one
-    by one, as red = green = blue, of which the compiler keeps one. In both cases red is of channel c, green of c + T.green
-    and blue of c + T.blue. What is read from T can be used in an expression, or named by `X: tl.constexpr = T.x`; a plain
-    name would be a tensor.
+    Pixels are blocks of coordinates and of float32 in 0 .. 1. Three channels are processed together; any other number one by
+    one, as red = green = blue, and the compiler keeps one of them. In both cases red is channel c, green c + T.green and blue
+    c + T.blue. Use an attribute of T in an expression, or name it by `X: tl.constexpr = T.x`; a plain name would be a tensor.
     """
 
     streams: ClassVar[tuple[int, ...]] = ()
-    """The streams of draws that it uses, the first of them T.stream; see `philox.Stream`."""
+    """Streams of draws that it uses; the first is T.stream. See `philox.Stream`."""
 
     kernel_draw: ClassVar["triton_code | None"] = None
     kernel_place: ClassVar["triton_code | None"] = None
@@ -51,21 +50,25 @@ class Transform:
         self.check()
 
     def check(self) -> None:
-        """Raise UserError where a parameter is impossible."""
+        """Raise UserError if a parameter is impossible."""
+
+    def fitted_to(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Transform":
+        """This transform for a data set with that mean and standard deviation of each channel, pixels in 0 .. 1."""
+        return self
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the images that it makes; UserError where it cannot take images of that size."""
+        """Height and width of the output; UserError if it cannot process images of that size."""
         return height, width
 
     def check_channels(self, channels: int) -> None:
-        """Raise UserError where it cannot take images of that number of channels."""
+        """Raise UserError if it cannot process images of that number of channels."""
 
     def draw(self, draws: Draws, shape: Shape) -> Step:
-        """Draw the parameters of a batch, and return how they are applied, as torchvision would to each image alone."""
+        """Draw the parameters of a batch; return a function that applies them as torchvision does to each image, and them."""
         raise NotImplementedError
 
     def kernel_constants(self, height: int, width: int, channels: int) -> dict[str, Any]:
-        """What T holds beside the fields, `stream`, `height`, `width`, `channels`, `green` and `blue`; T.value is Triton's.
+        """Constants in T besides the fields, `stream`, `height`, `width`, `channels`, `green` and `blue`; T.value is Triton's.
 
         With `black_outside`, pixels that `kernel_place` takes from outside the image are black.
         """
@@ -74,7 +77,7 @@ class Transform:
     # Validation.
 
     def require(self, valid: bool, name: str, bound: str) -> None:
-        """Raise UserError, which names the parameter, its value and what it must be, unless `valid`."""
+        """Raise UserError with the parameter, its value and its bound unless `valid`."""
         if not valid:
             raise UserError(f"{type(self).__name__}: {name} = {plain(getattr(self, name))!r}: {bound}")
 
@@ -110,22 +113,22 @@ class Transform:
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a finite int or float."""
+    """Check for a finite int or float."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def plain(value: Any) -> Any:
-    """`value` as TOML and JSON have it: a tuple as a list."""
+    """Convert a value for TOML and JSON: a tuple to a list."""
     return list(value) if isinstance(value, tuple) else value
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:
-    """One value for all channels, or a tuple of one for each, as a tuple."""
+    """Convert one value for all channels, or a tuple with one for each, to a tuple."""
     return value if isinstance(value, tuple) else (value,)
 
 
 def per_channel(value: float | tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """A number, or one for each channel, as one for each channel."""
+    """Convert a number, or one for each channel, to one for each channel."""
     values = tuple(map(float, as_tuple(value)))
     return values * channels if len(values) == 1 else values
 
@@ -134,17 +137,17 @@ def per_channel(value: float | tuple[float, ...], channels: int) -> tuple[float,
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 pixels as float32 in 0 .. 1; float32 as it is."""
+    """Convert uint8 pixels to float32 in 0 .. 1; return float32 unchanged."""
     return torch.div(images, 255) if images.dtype == torch.uint8 else images
 
 
 def channel_values(value: float | tuple[float, ...], shape: Shape, draws: Draws) -> torch.Tensor:
-    """A number, or one for each channel, as a tensor (C, 1, 1)."""
+    """Convert a number, or one for each channel, to a tensor (C, 1, 1)."""
     return constant(per_channel(value, shape[0]), torch.float32, draws.index.device)[:, None, None]
 
 
 def pixels_at(images: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-    """(B, C, h, w): the pixels of (B, C, H, W) at `source`, (B, h, w) int64 in 0 .. H * W - 1."""
+    """Gather the pixels (B, C, h, w) of (B, C, H, W) at `source`, (B, h, w) int64 in 0 .. H * W - 1."""
     count, channels = images.shape[:2]
     flat = source.reshape(count, 1, -1).expand(-1, channels, -1)
     return images.flatten(2).gather(2, flat).view(count, channels, *source.shape[1:])
@@ -154,9 +157,9 @@ def pixels_at(images: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
 
 
 class triton_code:
-    """Mark a function or method as Triton code, which is made a `triton.jit` function when a kernel first needs it.
+    """Mark a function or method as Triton code, which becomes a `triton.jit` function when a kernel first needs it.
 
-    Not before, because recipes are read where there is no Triton. Beside the names of its module, the function knows `tl`
+    Not earlier, because recipes are also read without Triton. Besides the names of its module, the function sees `tl`
     (triton.language) and `device` (fastcifar.augment.device); an import under `if TYPE_CHECKING:` shows them to the reader
     and to ruff.
     """

@@ -27,7 +27,7 @@ class _Window(Transform):
         raise NotImplementedError
 
     def require_reflection(self, name: str, height: int, width: int) -> None:
-        """A border can be mirrored once, without its own pixel: the padding must be smaller than the image."""
+        """Require padding smaller than the image: the border is mirrored once, without its own pixel."""
         most = min(height, width) - 1
         fits = self.padding_mode != "reflect" or getattr(self, name) <= most
         self.require(fits, name, f"must be at most {most} to reflect images of {height} x {width}")
@@ -62,26 +62,28 @@ class _Window(Transform):
 
 @dataclass(frozen=True)
 class RandomCrop(_Window):
-    """A window of size x size pixels at a random place of the image padded on all sides."""
+    """A window of size x size pixels, by default as large as the image, at a random place of the image padded on all sides."""
 
-    size: int
+    size: int | None = None
     padding: int = 0
     padding_mode: Literal["constant", "reflect"] = "constant"
     streams: ClassVar = (1,)
 
     def check(self) -> None:
-        self.require_integer("size", 1)
+        if self.size is not None:
+            self.require_integer("size", 1)
         self.require_integer("padding", 0)
         self.require_choice("padding_mode", PADDING_MODES)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         self.require_reflection("padding", height, width)
         bound = min(height, width) + 2 * self.padding
-        self.require(self.size <= bound, "size", f"must be at most {bound} for padded images of {height} x {width}")
-        return self.size, self.size
+        fits = self.size is None or self.size <= bound
+        self.require(fits, "size", f"must be at most {bound} for padded images of {height} x {width}")
+        return self.window(height, width)[:2]
 
     def window(self, height: int, width: int) -> tuple[int, int, int]:
-        return self.size, self.size, self.padding
+        return self.size or height, self.size or width, self.padding
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Translate(_Window):
 
 
 def pad(images: torch.Tensor, pixels: int, mode: str) -> torch.Tensor:
-    """Images with `pixels` more on every side: 0 ("constant") or mirrored without repeating the border ("reflect")."""
+    """Pad images by `pixels` on every side: with 0 ("constant") or mirrored without repeating the border ("reflect")."""
     if mode == "constant" or not pixels:
         return F.pad(images, (pixels,) * 4)
     rows, columns = (_reflected(size, pixels, images.device) for size in images.shape[2:])
@@ -113,13 +115,13 @@ def pad(images: torch.Tensor, pixels: int, mode: str) -> torch.Tensor:
 
 
 def _reflected(size: int, pixels: int, device: torch.device) -> torch.Tensor:
-    """Rows (or columns) of an image of `size` that its padded version shows."""
+    """Source rows (or columns) of the padded version of an image of `size`."""
     inside = torch.arange(-pixels, size + pixels, device=device).abs()
     return (size - 1) - ((size - 1) - inside).abs()
 
 
 def crop(images: torch.Tensor, top: torch.Tensor, left: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """The window of `size` (h, w) at row `top` and column `left`, (B,) int64 each."""
+    """Cut out the window of `size` (h, w) at row `top` and column `left`, (B,) int64 each."""
     rows = top[:, None] + torch.arange(size[0], device=images.device)
     columns = left[:, None] + torch.arange(size[1], device=images.device)
     return pixels_at(images, rows[:, :, None] * images.shape[3] + columns[:, None])
@@ -127,5 +129,5 @@ def crop(images: torch.Tensor, top: torch.Tensor, left: torch.Tensor, size: tupl
 
 @triton_code
 def _mirror(place, SIZE: tl.constexpr):
-    """A row or column outside the image, mirrored into it without repeating the border."""
+    """Mirror a row or column outside the image into it, without repeating the border."""
     return (SIZE - 1) - tl.abs((SIZE - 1) - tl.abs(place))

@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 10
 NOISE_STREAM = 32
-"""It alone uses the fourth counter word: group `pixel * ceil(C / 4) + channel // 4` gives the normals of four channels of a
-pixel, by two pairs of words for the Box-Muller transform."""
+"""The only stream with a fourth counter word: group `pixel * ceil(C / 4) + channel // 4` makes the normals of four channels of
+a pixel, from two pairs of words by the Box-Muller transform."""
 
 
 @dataclass(frozen=True)
 class RandomErasing(Transform):
-    """A rectangle overwritten with probability p: up to ten attempts at an area and a log-uniform aspect ratio.
+    """A rectangle overwritten with probability p; up to ten attempts at an area and a log-uniform aspect ratio.
 
     `value`: a number, one for each channel, or "random" for standard normal noise in every pixel and channel. Words of the
-    first stream: whether; of one of the others, an attempt each: area, log ratio, top, left.
+    first stream: whether to erase; of each of the others, one attempt: area, log ratio, top, left.
     Zhong et al., Random Erasing Data Augmentation, 2017 (https://arxiv.org/abs/1708.04896).
     """
 
@@ -83,9 +83,9 @@ class RandomErasing(Transform):
 
     @triton_code
     def kernel_draw(T: tl.constexpr, image, lane, words):
-        """Top, left, height and width of the box, int32 scalars; all 0 where nothing is erased. See `erasing_boxes`.
+        """Top, left, height and width of the box, int32 scalars; all 0 if nothing is erased. See `erasing_boxes`.
 
-        One lane makes one attempt; the first whose box fits is taken.
+        One lane makes one attempt; the first box that fits is taken.
         """
         w0, w1, w2, w3 = words
         area = device.between(w0, T.area[0], T.area[1]) * (T.height * T.width)
@@ -115,14 +115,14 @@ class RandomErasing(Transform):
 def erase(images: torch.Tensor, boxes: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Overwrite `boxes` with `value`, which broadcasts against (B, C, H, W).
 
-    `boxes`: (B, 4) int64: top, left, height, width, in part outside the image or not; 0 high or wide means none.
+    `boxes`: (B, 4) int64: top, left, height, width; they may lie partly outside the image; height or width 0 means none.
     """
     # A weight of 0 or 1 selects exactly one of the two; torch.where took ten times the time on a CPU.
     return to_float(images).lerp_(value, inside_boxes(boxes, images.shape).float())
 
 
 def inside_boxes(boxes: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Which pixels of images of `shape` (B, C, H, W) lie in `boxes`, as of `erase`: (B, 1, H, W) bool."""
+    """Mask of the pixels in `boxes`, as in `erase`, for images of `shape` (B, C, H, W): (B, 1, H, W) bool."""
     top, left, height, width = boxes[:, :, None].unbind(1)
     y, x = (torch.arange(size, device=boxes.device) for size in shape[2:])
     rows, columns = (y >= top) & (y < top + height), (x >= left) & (x < left + width)
@@ -130,11 +130,11 @@ def inside_boxes(boxes: torch.Tensor, shape: torch.Size) -> torch.Tensor:
 
 
 def erasing_boxes(words: Words, scale: tuple[float, float], ratio: tuple[float, float], size: tuple[int, int]) -> torch.Tensor:
-    """The first attempt whose box fits, (B, 4) int64: top, left, height, width; all 0 where none of the attempts fits.
+    """Choose the first attempt whose box fits, (B, 4) int64: top, left, height, width; all 0 if none fits.
 
     `words` are of shape (B, attempts). As in torchvision: an area uniform in `scale` of the image's, a ratio h / w
     log-uniform in `ratio`, sides rounded to even; a box must be smaller than the image in both directions. In float64,
-    so that no other implementation's exp or sqrt rounds a side differently.
+    so that a side rounds to the same integer with every implementation of exp and sqrt.
     """
     area = between(words[0], *scale) * (size[0] * size[1])
     aspect = torch.exp(between(words[1], math.log(ratio[0]), math.log(ratio[1])))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class _Flip(Transform):
-    """Base of both: they draw whether the image is mirrored."""
+    """Base of both: they draw one boolean, whether to mirror the image."""
 
     @triton_code
     def kernel_place(T: tl.constexpr, drawn, y, x):
@@ -26,7 +26,7 @@ class _Flip(Transform):
 
 @dataclass(frozen=True)
 class RandomHorizontalFlip(_Flip):
-    """A mirror image with probability p. Words: whether."""
+    """A mirror image with probability p. Words: whether to mirror."""
 
     p: float = 0.5
     streams: ClassVar = (2,)
@@ -44,7 +44,7 @@ class RandomHorizontalFlip(_Flip):
 
 @dataclass(frozen=True)
 class AlternatingFlip(_Flip):
-    """A mirror image every other epoch, half of the images beginning with it. Words: whether in even epochs.
+    """A mirror image every other epoch; half of the images start with it. Words: whether to mirror in even epochs.
 
     Jordan, 94 % on CIFAR-10 in 3.29 Seconds on a Single GPU, 2024 (https://arxiv.org/abs/2404.00498), section 3.6.
     """
@@ -62,7 +62,7 @@ class AlternatingFlip(_Flip):
 
 
 def flip(images: torch.Tensor, flipped: torch.Tensor) -> torch.Tensor:
-    """Mirror the images where `flipped`, (B,) bool."""
+    """Mirror the images selected by `flipped`, (B,) bool."""
     columns = torch.arange(images.shape[3], device=images.device)
     columns = torch.where(flipped[:, None], columns.flip(0), columns)
     return images.gather(3, columns[:, None, None].expand_as(images))

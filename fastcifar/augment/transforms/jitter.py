@@ -23,7 +23,7 @@ JITTER_ORDERS = tuple(itertools.permutations(range(3)))  # of brightness (0), co
 
 @dataclass(frozen=True)
 class ColorJitter(Transform):
-    """Brightness, contrast and saturation, each by a random factor, in a random order.
+    """Brightness, contrast and saturation, each changed by a random factor, in a random order.
 
     A number x means a factor between max(0, 1 - x) and 1 + x; a pair means its two bounds. Words: brightness, contrast,
     saturation, order of the three.
@@ -58,7 +58,7 @@ class ColorJitter(Transform):
 
     @triton_code
     def kernel_draw(T: tl.constexpr, image, lane, words):
-        """For each of three turns the factor of the pixel, that of its grey, and what is added; see `jitter`."""
+        """For each of the three operations: the factor of the pixel, that of its grey, and the constant; see `jitter`."""
         w0, w1, w2, w3 = words
         brightness = device.between(device.pick(lane, w0, T.stream), T.bounds[0], T.bounds[1]).to(tl.float32)
         contrast = device.between(device.pick(lane, w1, T.stream), T.bounds[2], T.bounds[3]).to(tl.float32)
@@ -90,7 +90,7 @@ class ColorJitter(Transform):
 
 
 def grey(images: torch.Tensor) -> torch.Tensor:
-    """Luma, (B, 1, H, W); images of one channel are their own."""
+    """Luma, (B, 1, H, W); an image of one channel is its own luma."""
     if images.shape[1] == 1:
         return images
     red, green, blue = (plane * weight for plane, weight in zip(images.split(1, dim=1), GREY, strict=True))
@@ -101,8 +101,8 @@ def jitter(images: torch.Tensor, factors: torch.Tensor, order: torch.Tensor) -> 
     """Apply brightness, contrast and saturation by `factors`, (B, 3), in the order JITTER_ORDERS[order], order (B,).
 
     Each is a blend, clamp(f * image + (1 - f) * other, 0, 1), with other = 0 for brightness, the image's mean grey for
-    contrast and each pixel's grey for saturation. Which of the three a sample is at differs, so every one of the three
-    passes computes f * image + (g * grey + m * mean(grey)), where g or m or both are 0.
+    contrast and each pixel's grey for saturation. The order differs between samples, so each of the three passes computes
+    f * image + (g * grey + m * mean(grey)), where g or m or both are 0.
     """
     images = to_float(images)
     orders = constant(JITTER_ORDERS, torch.int64, images.device)[order]  # (B, 3), as all below
@@ -127,7 +127,7 @@ def _luma(T: tl.constexpr, red, green, blue):
 
 @triton_code
 def _blend(T: tl.constexpr, red, green, blue, factor, of_grey, other):
-    """One turn: clamp(factor * pixel + (of_grey * grey + other), 0, 1)."""
+    """Apply one operation: clamp(factor * pixel + (of_grey * grey + other), 0, 1)."""
     other = _luma(T, red, green, blue) * of_grey + other
     red = tl.minimum(tl.maximum(red * factor + other, 0.0), 1.0)
     green = tl.minimum(tl.maximum(green * factor + other, 0.0), 1.0)
@@ -137,9 +137,9 @@ def _blend(T: tl.constexpr, red, green, blue, factor, of_grey, other):
 
 @triton_code
 def _mean_grey(T: tl.constexpr, image, turns, f0, g0, f1, g1):
-    """Mean grey, float32, of the image as it is after `turns` turns (0 to 2).
+    """Mean grey, float32, of the image after `turns` operations (0 to 2).
 
-    Summed in units of 2**-20, in integers: no order of the sum shows, hence neither does the number of threads.
+    Summed in integers, in units of 2**-20, so that the order of the sum, and with it the number of threads, has no effect.
     """
     BEFORE: tl.constexpr = T.before
     PIXELS: tl.constexpr = T.height * T.width

@@ -1,7 +1,7 @@
-"""MixUp and CutMix: an image and its label mixed with those of a partner.
+"""MixUp and CutMix: an image and its label are mixed with those of a partner.
 
 The partner is any sample of the data set, augmented by its own draws of the epoch, and both it and the weight, drawn from
-Beta(alpha, alpha), are functions of (seed, epoch, sample) as all draws are: a batch mixes alike whatever its size.
+Beta(alpha, alpha), are functions of (seed, epoch, sample), as all draws: the batch size changes nothing.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class Mixing(Transform):
     """Base of both. Words of the first stream: partner, two for the weight.
 
-    In place of `draw` there is `mix`, and of `kernel_place` and `kernel_color` a `kernel_mix`. T.height and T.width are those
-    of the batch. `kernel_draw` gives the weight of the image's own label and what `kernel_mix` needs.
+    `mix` replaces `draw`, and `kernel_mix` replaces `kernel_place` and `kernel_color`. T.height and T.width are those of the
+    batch. `kernel_draw` returns the weight of the image's own label and the argument of `kernel_mix`.
     """
 
     alpha: float = 1.0
@@ -37,7 +37,7 @@ class Mixing(Transform):
         self.require(is_number(self.alpha) and self.alpha > 0, "alpha", "must be above 0")
 
     def mix(self, own: torch.Tensor, partner: torch.Tensor, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mix float32 images (B, C, H, W); returns them and the weight of their own labels, (B,) float64."""
+        """Mix float32 images (B, C, H, W); return them and the weights of their own labels, (B,) float64."""
         raise NotImplementedError
 
     def weight(self, draws: Draws) -> torch.Tensor:
@@ -72,7 +72,7 @@ class MixUp(Mixing):
 class CutMix(Mixing):
     """A rectangle of 1 - weight of the area, centred on a random pixel and clipped, is the partner's.
 
-    The labels are mixed by the areas that show. Words of the second stream: row, column. Yun et al., CutMix: Regularization
+    The labels are mixed by the visible areas. Words of the second stream: row, column. Yun et al., CutMix: Regularization
     Strategy to Train Strong Classifiers with Localizable Features, 2019 (https://arxiv.org/abs/1905.04899).
     """
 
@@ -101,7 +101,7 @@ class CutMix(Mixing):
 
 
 def symmetric_beta(radius: torch.Tensor, angle: torch.Tensor, alpha: float) -> torch.Tensor:
-    """Draws from Beta(alpha, alpha), float64, from two words each; any alpha above 0, no rejection.
+    """Draw from Beta(alpha, alpha), float64, with two words per draw; any alpha above 0, no rejection.
 
     t / sqrt(2 alpha + t**2) of Student's t with 2 alpha degrees of freedom, by Bailey's polar method. Devroye, Random Variate
     Generation in One Line of Code, 1996.
@@ -124,7 +124,7 @@ def cut_mix_boxes(words: Words, weight: torch.Tensor, size: tuple[int, int]) -> 
 
 @triton_code
 def _weight(T: tl.constexpr, lane, words):
-    """A draw from Beta(alpha, alpha), float64; see `symmetric_beta`."""
+    """Draw from Beta(alpha, alpha), float64; see `symmetric_beta`."""
     u = device.uniform(device.pick(lane, words[1], T.stream)).to(tl.float64)
     cos, _ = device.cos_sin(device.uniform(device.pick(lane, words[2], T.stream)).to(tl.float64))
     spread = tl.exp(tl.log(1.0 - u) * (-1.0 / T.alpha)) - 1.0

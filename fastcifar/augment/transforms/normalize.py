@@ -26,18 +26,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Normalize(Transform):
-    """(x - mean) / std, one number for all channels or one for each; x is in 0 .. 1."""
+    """(x - mean) / std, one number for all channels or one for each; x is in 0 .. 1.
 
-    mean: float | tuple[float, ...]
-    std: float | tuple[float, ...]
+    Without mean and std, `Policy.fitted_to` takes those of the training split's channels.
+    """
+
+    mean: float | tuple[float, ...] | None = None
+    std: float | tuple[float, ...] | None = None
 
     def check(self) -> None:
+        if self.mean is None and self.std is None:
+            return
         for name in ("mean", "std"):
             values = as_tuple(getattr(self, name))
             self.require(bool(values) and all(map(is_number, values)), name, "must be a number or one for each channel")
         self.require(min(as_tuple(self.std)) > 0, "std", "must be above 0")
 
+    def fitted_to(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Normalize:
+        return Normalize(mean, std) if self.mean is None else self
+
     def check_channels(self, channels: int) -> None:
+        self.require(self.mean is not None, "mean", "must be given, or taken from a data set")
         self.require_per_channel("mean", channels)
         self.require_per_channel("std", channels)
 

@@ -1,4 +1,4 @@
-"""RandomRotation: a turn about the image's centre."""
+"""RandomRotation: a rotation about the image's centre."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ class RandomRotation(Transform):
 
 
 def rotation(degrees: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """The turns by `degrees`, (B,), counter-clockwise about the centre of images of `size` (H, W), for `rotate`.
+    """Coefficients for `rotate`: by `degrees`, (B,), counter-clockwise about the centre of images of `size` (H, W).
 
     (B, 6) int32 in fixed point, so that every device finds the same pixel: a, b, c, d, e, f of column = a x + b y + c and
-    row = d x + e y + f, the place in an image with a black border of 1 that the pixel in column x and row y comes from.
+    row = d x + e y + f, the source of the pixel in column x and row y, in an image with a black border of 1.
     """
     height, width = size
     cos, sin = (function(torch.deg2rad(degrees.double())) for function in (torch.cos, torch.sin))
@@ -75,9 +75,9 @@ def rotation(degrees: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def rotate(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """Rotate by `turns` of `rotation`, nearest neighbour, 0 outside.
+    """Rotate by `turns` from `rotation`, nearest neighbour, 0 outside.
 
-    As PIL does it, to the pixel: a pixel's centre (x + 1/2, y + 1/2) is turned back, and takes the pixel that it falls in.
+    Exactly as PIL: a pixel's centre (x + 1/2, y + 1/2) is rotated back, and the pixel there is taken.
     """
     height, width = images.shape[2:]
     turn = turns.T[:, :, None, None]

@@ -1,4 +1,4 @@
-"""For the tests of single transforms: random images, torchvision image by image, and what a transform draws."""
+"""Fixtures for single transforms: random images, torchvision image by image, and a transform's draws."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def make_images(generator):
 
 @pytest.fixture
 def each():
-    """Give every image alone, with its own parameters, to a function of torchvision."""
+    """Apply a function of torchvision to each image with its own parameters."""
 
     def apply(images, function, *parameters):
         return torch.stack([function(image, *values) for image, *values in zip(images, *parameters, strict=True)])
@@ -40,13 +40,13 @@ def make_draws():
 
 @pytest.fixture
 def drawn(make_draws):
-    """The parameters that the reference draws for 6,000 images of 32 x 32 pixels."""
+    """Parameters that the reference draws for 6,000 images of 32 x 32 pixels."""
     return lambda transform: transform.draw(make_draws(transform), (3, 32, 32))[1:]
 
 
 @pytest.fixture
 def applied(make_draws):
-    """6,000 images (B, C, H, W) after a transform."""
+    """Apply a transform to 6,000 images (B, C, H, W)."""
 
     def apply(transform, images):
         function, *parameters = transform.draw(make_draws(transform), tuple(images.shape[1:]))
@@ -57,7 +57,7 @@ def applied(make_draws):
 
 @pytest.fixture
 def augmented():
-    """uint8 images (B, C, H, W) after some transforms, with the draws of samples 0 to B - 1."""
+    """Apply transforms to uint8 images (B, C, H, W), with the draws of samples 0 to B - 1."""
     from fastcifar.augment import augment
 
     def apply(images, *transforms, epoch=0, seed=0):
@@ -69,7 +69,7 @@ def augmented():
 
 @pytest.fixture
 def torchvisions_draws():
-    """torchvision draws from the global generator; all seeds are fixed, so no test is ever lucky."""
+    """Seed the global generator, from which torchvision draws, so that every run of a test is the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield

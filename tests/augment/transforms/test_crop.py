@@ -5,7 +5,8 @@ import torch
 import torchvision.transforms.v2.functional as TF
 from scipy import stats
 
-from fastcifar.augment import RandomCrop, Translate
+from fastcifar.augment import Policy, RandomCrop, Translate
+from fastcifar.augment.reference import augment
 from fastcifar.augment.transforms.crop import crop, pad
 
 
@@ -42,3 +43,11 @@ def test_offsets_are_uniform(drawn, transform):
 )
 def test_the_kernel_equals_the_reference(check_kernel, transform):
     check_kernel(transform)
+
+
+def test_a_crop_without_a_size_is_as_large_as_the_image():
+    assert RandomCrop(padding=2).output_size(10, 14) == (10, 14)
+    images, index = torch.randint(0, 256, (4, 12, 12, 3), dtype=torch.uint8), torch.arange(4)
+    policies = Policy((RandomCrop(padding=2),)), Policy((RandomCrop(12, padding=2),))
+    one, other = (augment(images, index, epoch=1, seed=2, policy=policy) for policy in policies)
+    assert torch.equal(one, other)

@@ -1,4 +1,4 @@
-"""Cutout: what it sets to 0, and the kernel against the reference."""
+"""Cutout: the square set to 0, and the kernel against the reference."""
 
 import torch
 

@@ -54,7 +54,7 @@ def test_certain_erasures(make_images, augmented, p):
     [((0.02, 0.2), (0.3, 3.3), (32, 32)), ((0.02, 0.33), (0.3, 3.3), (16, 40)), ((0.6, 1.0), (0.2, 5.0), (32, 32))],
 )
 def test_boxes_have_torchvisions_distribution(make_boxes, torchvisions_draws, scale, ratio, size):
-    """Area, aspect ratio and place of the boxes; in the last case many attempts fail."""
+    """Area, aspect ratio and position of the boxes; in the last case many attempts fail."""
     ours = make_boxes(RandomErasing(1.0, scale, ratio), size)
     ours = ours[ours[:, 2] > 0].double()
     module, image, theirs = v2.RandomErasing(1.0, scale, ratio), torch.zeros(3, *size), []
@@ -73,7 +73,7 @@ def test_boxes_have_torchvisions_distribution(make_boxes, torchvisions_draws, sc
 
 
 def test_ten_attempts_and_no_more_are_made(make_boxes, torchvisions_draws):
-    """Where one attempt in f fits, (1 - f)**10 of the images stay whole, for us as for torchvision."""
+    """If a share f of the attempts fits, (1 - f)**10 of the images stay unchanged, with ours and with torchvision."""
     transform = RandomErasing(1.0, (0.9, 1.0), (0.1, 10.0))
     ours = make_boxes(transform, (32, 32))
     module, image = v2.RandomErasing(1.0, transform.scale, transform.ratio), torch.zeros(3, 32, 32)

@@ -1,4 +1,4 @@
-"""Measurements as tables on the console and in markdown, and as a JSON file."""
+"""Measurements of `fastcifar bench` on the console, in markdown and in JSON."""
 
 import datetime
 import importlib.metadata
@@ -13,17 +13,19 @@ from rich.table import Table
 
 from fastcifar.display.console import plain_console
 from fastcifar.runtime.environment import environment
-from fastcifar.runtime.measurement import Measurement
+from fastcifar.runtime.measurement import SECONDS, Measurement
 
-COLUMNS = "case", "batch", "variant", "median", "min .. max", "of the floor", "fastcifar is", "warm-up"
+COLUMNS = "case", "batch", "variant", "median", "min .. max", "of the roofline", "fastcifar is", "warm-up"
 NUMBERS_FROM = 3
-"""The column from which on they are numbers."""
+"""Index of the first right-aligned column."""
+ABOVE = "*"
+"""Mark of a share above 100 %; `footnotes` explains it."""
 PEERS = "torchvision", "ffcv", "kornia", "timm"
 
 
 @contextmanager
 def working() -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows, on a terminal, what is being done."""
+    """Yield a function that shows on a terminal what is being measured."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda what: None
@@ -48,7 +50,7 @@ def print_measurements(rows: Sequence[Measurement]) -> None:
 
 
 def to_markdown(rows: Sequence[Measurement]) -> str:
-    """A section for each subject: a table, and what its figures mean."""
+    """Format a section per subject: a table and its footnotes."""
     lines = []
     for subject, unit, part in _by_subject(rows):
         rule = ["---:" if number >= NUMBERS_FROM else "---" for number in range(len(COLUMNS))]
@@ -58,7 +60,7 @@ def to_markdown(rows: Sequence[Measurement]) -> str:
 
 
 def cells(row: Measurement) -> list[str]:
-    """The row of a table, one text for each of COLUMNS."""
+    """Format a row, one text for each of COLUMNS."""
     batch = "" if row.batch_size is None else str(row.batch_size)
     if row.median is None:
         return [row.case, batch, row.variant, "not measured", "", "", "", ""]
@@ -69,25 +71,34 @@ def cells(row: Measurement) -> list[str]:
         row.variant,
         number(row.median),
         f"{number(low)} .. {number(high)}",
-        "" if row.share_of_floor is None else f"{row.share_of_floor:.2%}",
+        _share(row.share_of_floor),
         "" if row.ratio is None else f"{number(row.ratio)} x",
         f"{row.warm_up_s:.3g} s",
     ]
 
 
+def _share(share: float | None) -> str:
+    if share is None:
+        return ""
+    return f"{share:.2%}" + (f" {ABOVE}" if share > 1 else "")
+
+
 def footnotes(rows: Sequence[Measurement]) -> list[str]:
-    """Of one subject: what the floors of the rows are, and how who measured ran, or why not; each once."""
+    """List each roofline (or floor) of one subject once, then each contestant's note: how it ran, or why it did not."""
     cases: dict[str, list[str]] = {}
     for row in rows:
         if row.case not in cases.setdefault(row.floor_of, []):
             cases[row.floor_of].append(row.case)
-    floors = [f"floor of {', '.join(names)}: {of}" for of, names in cases.items() if of]
+    what = "floor" if rows[0].unit == SECONDS else "roofline"
+    limits = [f"{what} of {', '.join(names)}: {of}" for of, names in cases.items() if of]
+    if any((row.share_of_floor or 0) > 1 for row in rows):
+        limits.append(f"{ABOVE} above 100 %: it did less work than the {what} counts; see its note, or data stayed in a cache")
     notes = [f"{row.variant}{'' if row.rounds else ' not measured'}: {row.note}" for row in rows if row.note]
-    return list(dict.fromkeys(floors + notes))
+    return list(dict.fromkeys(limits + notes))
 
 
 def document(rows: Iterable[Measurement], device: torch.device, command: str) -> dict[str, Any]:
-    """The measurements with their provenance, ready for JSON; `read_document` is its inverse."""
+    """Add provenance to measurements, ready for JSON; `read_document` is the inverse."""
     return {
         "command": command,
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -98,7 +109,7 @@ def document(rows: Iterable[Measurement], device: torch.device, command: str) ->
 
 
 def read_document(content: dict[str, Any]) -> list[Measurement]:
-    """The measurements of a `document`."""
+    """Read the measurements of a `document`."""
     return [Measurement.from_json(row) for row in content["measurements"]]
 
 
@@ -113,7 +124,7 @@ def _line(row: Sequence[str]) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits, or all before the point."""
+    """Format with three significant digits, or all digits before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -1,4 +1,4 @@
-"""A process of its own does the work, and ends with it."""
+"""Work in its own process: it runs there, its errors are raised here, and the process ends with it."""
 
 import functools
 import multiprocessing
@@ -8,14 +8,14 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from fastcifar.bench.apart import apart
+from fastcifar.bench.interleaved import Work
+from fastcifar.bench.own_process import in_own_process
 from fastcifar.bench.peers import Unavailable
-from fastcifar.bench.race import Work
 
 
 @contextmanager
 def writing(path):
-    """Each round writes a line: the process, and its threads."""
+    """Write a line per round: the process and its number of threads."""
 
     def run():
         with path.open("a") as file:
@@ -35,24 +35,24 @@ def dying():
     yield Work(lambda: os._exit(1), 1)
 
 
-def test_the_work_is_done_elsewhere_and_nothing_is_left_of_it(tmp_path):
+def test_the_work_runs_in_another_process_which_ends_after_it(tmp_path):
     lines = tmp_path / "lines"
-    with apart(functools.partial(writing, lines)) as work:
+    with in_own_process(functools.partial(writing, lines)) as work:
         assert work.amount == 3
         work.run()
         work.run()
-        assert work.note() == "a note, in a process of its own"
+        assert work.note() == "a note, in its own process"
         (process,) = multiprocessing.active_children()
     assert lines.read_text() == f"{process.pid} {torch.get_num_threads()}\n" * 2
     assert not multiprocessing.active_children()
 
 
-def test_its_errors_are_raised_here():
-    with pytest.raises(Unavailable, match="it is not installed"), apart(refusing):
+def test_errors_of_the_process_are_raised_here():
+    with pytest.raises(Unavailable, match="it is not installed"), in_own_process(refusing):
         pytest.fail("entered")
 
 
-def test_a_process_that_dies_is_an_error_and_no_wait():
-    with apart(dying) as work, pytest.raises(RuntimeError, match="its process died"):
+def test_a_process_that_dies_raises_an_error_instead_of_blocking():
+    with in_own_process(dying) as work, pytest.raises(RuntimeError, match="its process died"):
         work.run()
     assert not multiprocessing.active_children()

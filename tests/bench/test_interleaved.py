@@ -1,4 +1,4 @@
-"""Contestants take turns, a peer that fails says why, and only the rounds that count are counted."""
+"""Rounds are interleaved, a peer that fails says why, and warm-up rounds are not counted."""
 
 import dataclasses
 import time
@@ -8,16 +8,16 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from fastcifar.bench.floors import Floor
+from fastcifar.bench.interleaved import Case, Contestant, Work, run_interleaved
+from fastcifar.bench.limits import Limit
 from fastcifar.bench.peers import Unavailable
-from fastcifar.bench.race import Case, Contestant, Work, race
 
 
 class Entry:
-    """A contestant that writes down what is asked of it, and fails in a round (0: before the first)."""
+    """A contestant that logs its rounds, and fails in one of them (0: before the first)."""
 
-    def __init__(self, name, diary, *, amount=10, fails_in=None, error=None):
-        self.name, self.diary, self.amount, self.fails_in, self.error = name, diary, amount, fails_in, error
+    def __init__(self, name, log, *, amount=10, fails_in=None, error=None):
+        self.name, self.log, self.amount, self.fails_in, self.error = name, log, amount, fails_in, error
         self.rounds = 0
 
     @contextmanager
@@ -25,11 +25,11 @@ class Entry:
         if self.fails_in == 0:
             raise self.error
         yield Work(lambda: self.run(), self.amount, note=lambda: f"{self.name} ran {self.rounds} rounds")
-        self.diary.append(f"{self.name} ends")
+        self.log.append(f"{self.name} ends")
 
     def run(self):
         self.rounds += 1
-        self.diary.append(self.name)
+        self.log.append(self.name)
         if self.rounds == self.fails_in:
             raise self.error
 
@@ -38,32 +38,32 @@ class Entry:
 
 
 def a_case(*contestants, rounds=3, warm_up=1):
-    def floor():
-        return Floor(1000.0, "a floor")
+    def limit():
+        return Limit(1000.0, "a limit")
 
-    return Case("subject", "case", 8, "images/s", torch.device("cpu"), floor, contestants, rounds, warm_up)
-
-
-def test_all_take_turns_and_another_begins_each_round():
-    diary = []
-    entries = [Entry(name, diary) for name in "abc"]
-    race(a_case(*(entry.contestant() for entry in entries), warm_up=0))
-    assert diary[:9] == [*"abc", *"bca", *"cab"]
+    return Case("subject", "case", 8, "images/s", torch.device("cpu"), limit, contestants, rounds, warm_up)
 
 
-def test_rounds_of_the_warm_up_do_not_count_and_their_time_is_told():
+def test_rounds_are_interleaved_and_each_starts_with_another_contestant():
+    log = []
+    entries = [Entry(name, log) for name in "abc"]
+    run_interleaved(a_case(*(entry.contestant() for entry in entries), warm_up=0))
+    assert log[:9] == [*"abc", *"bca", *"cab"]
+
+
+def test_warm_up_rounds_are_not_counted_and_their_time_is_reported():
     slow = Entry("a", [])
     slow.run = lambda: time.sleep(0.01)
-    (row,) = race(a_case(slow.contestant(), rounds=2, warm_up=3))
+    (row,) = run_interleaved(a_case(slow.contestant(), rounds=2, warm_up=3))
     assert len(row.rounds) == 2
     assert row.warm_up_s >= 0.03
 
 
-def test_a_row_says_how_it_ran_what_it_was_held_against_and_the_floor():
-    diary = []
-    ours, theirs = race(a_case(Entry("a", diary, amount=20).contestant(ours=True), Entry("b", diary).contestant()))
+def test_a_row_has_the_note_the_ratio_and_the_limit():
+    log = []
+    ours, theirs = run_interleaved(a_case(Entry("a", log, amount=20).contestant(ours=True), Entry("b", log).contestant()))
     assert (ours.subject, ours.case, ours.batch_size, ours.variant, ours.unit) == ("subject", "case", 8, "a", "images/s")
-    assert (ours.floor, ours.floor_of, ours.note, ours.ratio) == (1000, "a floor", "a ran 4 rounds", None)
+    assert (ours.floor, ours.floor_of, ours.note, ours.ratio) == (1000, "a limit", "a ran 4 rounds", None)
     assert theirs.ratio == sorted(one / other for one, other in zip(ours.rounds, theirs.rounds, strict=True))[1]
 
 
@@ -77,32 +77,32 @@ def test_a_row_says_how_it_ran_what_it_was_held_against_and_the_floor():
     ],
 )
 def test_a_peer_that_fails_at_any_time_says_why_and_the_others_go_on(fails_in, error, note):
-    diary = []
-    failing = Entry("b", diary, fails_in=fails_in, error=error)
-    ours, theirs = race(a_case(Entry("a", diary).contestant(ours=True), failing.contestant()))
+    log = []
+    failing = Entry("b", log, fails_in=fails_in, error=error)
+    ours, theirs = run_interleaved(a_case(Entry("a", log).contestant(ours=True), failing.contestant()))
     assert (theirs.rounds, theirs.floor, theirs.ratio, theirs.note) == ((), None, None, note)
     assert len(ours.rounds) == 3
-    assert diary.count("b ends") == (fails_in > 0)
+    assert log.count("b ends") == (fails_in > 0)
 
 
 def test_an_error_of_ours_is_a_bug_and_raised_after_all_have_ended():
-    diary = []
-    ours = Entry("a", diary, fails_in=2, error=RuntimeError("ours"))
+    log = []
+    ours = Entry("a", log, fails_in=2, error=RuntimeError("ours"))
     with pytest.raises(RuntimeError, match="ours"):
-        race(a_case(ours.contestant(ours=True), Entry("b", diary).contestant()))
-    assert {"a ends", "b ends"} <= set(diary)
+        run_interleaved(a_case(ours.contestant(ours=True), Entry("b", log).contestant()))
+    assert {"a ends", "b ends"} <= set(log)
 
 
 def test_peers_have_no_ratio_where_the_first_was_not_measured():
     first = Entry("a", [], fails_in=0, error=Unavailable("no"))
-    _, other = race(a_case(first.contestant(ours=True), Entry("b", []).contestant()))
+    _, other = run_interleaved(a_case(first.contestant(ours=True), Entry("b", []).contestant()))
     assert other.ratio is None
     assert len(other.rounds) == 3
 
 
 def test_the_ceilings_are_not_measured_where_nothing_ran():
     case = a_case(Entry("a", [], fails_in=0, error=Unavailable("no")).contestant(ours=True))
-    (row,) = race(dataclasses.replace(case, floor=lambda: pytest.fail("measured")))
+    (row,) = run_interleaved(dataclasses.replace(case, limit=lambda: pytest.fail("measured")))
     assert (row.floor, row.floor_of) == (None, "")
 
 
@@ -112,7 +112,7 @@ def test_a_peer_that_sets_the_number_of_threads_sets_it_for_itself_alone():
     ours.run = lambda: counts.append(torch.get_num_threads())
     before = torch.get_num_threads()
     try:
-        race(a_case(greedy.contestant(), ours.contestant(ours=True)))
+        run_interleaved(a_case(greedy.contestant(), ours.contestant(ours=True)))
         assert torch.get_num_threads() == before
     finally:
         torch.set_num_threads(before)
@@ -122,6 +122,6 @@ def test_a_peer_that_sets_the_number_of_threads_sets_it_for_itself_alone():
 def test_warnings_of_peers_are_not_shown_and_ours_are():
     noisy = Entry("b", [])
     noisy.run = lambda: warnings.warn("a warning", stacklevel=1)
-    race(a_case(noisy.contestant()))
+    run_interleaved(a_case(noisy.contestant()))
     with pytest.raises(UserWarning, match="a warning"):
-        race(a_case(noisy.contestant(ours=True)))
+        run_interleaved(a_case(noisy.contestant(ours=True)))

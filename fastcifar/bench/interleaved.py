@@ -1,6 +1,6 @@
-"""A race: contestants that do the same work take turns, round by round.
+"""Interleaved rounds: contestants that do the same work run one round each, again and again.
 
-So whatever slows the machine for a while slows all of them, and a ratio of two rounds side by side is of the two programs.
+Whatever slows the machine for a while slows all of them, so the ratio of two adjacent rounds compares the two programs.
 """
 
 import time
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastcifar.bench.floors import Floor
+from fastcifar.bench.limits import Limit
 from fastcifar.bench.peers import Unavailable
 from fastcifar.runtime.measurement import Measurement, figure, speed_ratio
 from fastcifar.runtime.timing import Clock
@@ -19,12 +19,12 @@ from fastcifar.runtime.timing import Clock
 
 @dataclass(frozen=True)
 class Work:
-    """What one contestant does in a round.
+    """One contestant's work in a round.
 
     Attributes:
-        run: does it; on CUDA it need not wait for the device.
-        amount: images or steps that are done then.
-        note: asked after the last round: how it was done.
+        run: does the work; on CUDA it need not synchronise.
+        amount: images or steps per round.
+        note: called after the last round; says how the work was done.
     """
 
     run: Callable[[], object]
@@ -34,12 +34,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Contestant:
-    """One who takes part.
+    """A program that is measured.
 
     Attributes:
         name: as in the tables.
         ready: a context whose work is ready to be timed; it may raise `Unavailable`.
-        ours: part of fastcifar. An error of a peer is its note and the race goes on; one of ours is a bug, and raised.
+        ours: part of fastcifar. A peer's error becomes its note and the others go on; an error of ours is a bug, and raised.
     """
 
     name: str
@@ -49,13 +49,13 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Case:
-    """One question. The first contestant is the one that the others are held against.
+    """Contestants to compare on the same work; the ratios of a case are relative to its first contestant.
 
     Attributes:
         subject, name, batch_size, unit: see `Measurement`.
-        device: whose clock counts.
-        floor: measures the ceilings, where that was not done yet.
-        rounds, warm_up: rounds that count, and rounds before them that do not.
+        device: whose clock is read.
+        limit: computes the limit of the work; called only if something was measured, as it may measure the peak rates first.
+        rounds, warm_up: counted rounds, and warm-up rounds, which run first and are not counted.
     """
 
     subject: str
@@ -63,35 +63,34 @@ class Case:
     batch_size: int | None
     unit: str
     device: torch.device
-    floor: Callable[[], Floor]
+    limit: Callable[[], Limit]
     contestants: tuple[Contestant, ...]
     rounds: int
     warm_up: int = 2
 
     @property
     def title(self) -> str:
-        """Of one line, different for every case of a subject."""
+        """One line, unique within the subject."""
         return self.name if self.batch_size is None else f"{self.name}, batch {self.batch_size}"
 
 
-def race(case: Case) -> list[Measurement]:
-    """Run a case: a measurement of each contestant, in their order."""
-    runners = [Runner(contestant, case.device) for contestant in case.contestants]
+def run_interleaved(case: Case) -> list[Measurement]:
+    """Measure every contestant of a case, in their order."""
+    runners = [_Runner(contestant, case.device) for contestant in case.contestants]
     with ExitStack() as stack:
         for runner in runners:
             stack.callback(runner.stop)
             runner.start(case.warm_up)
         for number in range(case.rounds):
-            first = number % len(runners)
-            for runner in runners[first:] + runners[:first]:  # nobody is always the one behind the slowest
-                runner.take_turn()
-        return results(case, runners)
+            first = number % len(runners)  # rotated, so that no contestant always runs after the same one
+            for runner in runners[first:] + runners[:first]:
+                runner.run_round()
+        return _measurements(case, runners)
 
 
-def results(case: Case, runners: list["Runner"]) -> list[Measurement]:
-    """The rows of a case whose runners have taken all their turns."""
-    rounds = [tuple(figure(runner.amount, seconds, case.unit) for seconds in runner.seconds) for runner in runners]
-    floor = case.floor() if any(rounds) else None
+def _measurements(case: Case, runners: list["_Runner"]) -> list[Measurement]:
+    rounds = [tuple(figure(runner.work.amount, seconds, case.unit) for seconds in runner.seconds) for runner in runners]
+    limit = case.limit() if any(rounds) else None
     rows = []
     for runner, own in zip(runners, rounds, strict=True):
         paired = own and rounds[0] and runner is not runners[0]
@@ -104,21 +103,22 @@ def results(case: Case, runners: list["Runner"]) -> list[Measurement]:
                 unit=case.unit,
                 rounds=own,
                 warm_up_s=runner.warm_up_s,
-                floor=floor.value if floor and own else None,
-                floor_of=floor.of if floor else "",
+                floor=limit.value if limit and own else None,
+                floor_of=limit.of if limit else "",
                 ratio=speed_ratio(rounds[0], own, case.unit) if paired else None,
-                note=runner.note(),
+                note=runner.work.note() if runner.work else runner.failure,
             )
         )
     return rows
 
 
-class Runner:
-    """A contestant in a race.
+class _Runner:
+    """A contestant with its times.
 
     Attributes:
-        seconds: of every counted round; empty where it failed.
-        failure: why it is out of the race; "" while it is in.
+        seconds: of every counted round; empty after a failure.
+        failure: why it stopped; "" while it takes part.
+        work: None before the start and after a failure.
     """
 
     def __init__(self, contestant: Contestant, device: torch.device) -> None:
@@ -130,27 +130,20 @@ class Runner:
         self.work: Work | None = None
         self.resources = ExitStack()
 
-    @property
-    def amount(self) -> int:
-        return self.work.amount if self.work else 0
-
-    def note(self) -> str:
-        return self.work.note() if self.work else self.failure
-
     def start(self, warm_up: int) -> None:
-        """Get ready, and run as many rounds that do not count."""
-        begun = time.perf_counter()
+        """Prepare the work, and run `warm_up` rounds that are not counted."""
+        began = time.perf_counter()
         self._attempt(self._prepare)
         for _ in range(warm_up):
             self._attempt(self._time)
-        self.warm_up_s = time.perf_counter() - begun
+        self.warm_up_s = time.perf_counter() - began
 
-    def take_turn(self) -> None:
-        """Run a round that counts."""
+    def run_round(self) -> None:
+        """Run a counted round."""
         self._attempt(lambda: self.seconds.append(self._time()))
 
     def stop(self) -> None:
-        """Give back what it holds."""
+        """Release the work and its resources."""
         self.work = None
         self.resources.close()
         torch.set_num_threads(self.threads)
@@ -159,10 +152,10 @@ class Runner:
         self.work = self.resources.enter_context(self.contestant.ready())
 
     def _time(self) -> float:
-        torch.set_num_threads(self.threads)  # FFCV sets it, for all
-        begun = self.clock.now()
+        torch.set_num_threads(self.threads)  # FFCV changes the number for the whole process
+        began = self.clock.now()
         self.work.run()
-        return self.clock.seconds(begun, self.clock.now())
+        return self.clock.seconds(began, self.clock.now())
 
     def _attempt(self, action: Callable[[], object]) -> None:
         if self.failure:
@@ -171,15 +164,15 @@ class Runner:
             try:
                 return action()
             except (Unavailable, torch.OutOfMemoryError) as error:
-                return self._leave(error)
-        with warnings.catch_warnings(action="ignore"):  # of libraries that are not ours to mend
+                return self._fail(error)
+        with warnings.catch_warnings(action="ignore"):  # warnings of the peers' own code
             try:
                 action()
             except Exception as error:
-                self._leave(error)
+                self._fail(error)
 
-    def _leave(self, error: Exception) -> None:
-        """Leave the race, and the memory to the others."""
+    def _fail(self, error: Exception) -> None:
+        """Record the error, and free the memory for the other contestants."""
         if isinstance(error, Unavailable):
             self.failure = str(error)
         elif isinstance(error, torch.OutOfMemoryError):
@@ -187,7 +180,7 @@ class Runner:
         else:
             self.failure = f"failed: {type(error).__name__}: {' '.join(str(error).split())}"
         self.seconds.clear()
-        error.__traceback__ = None  # it holds what the work held
+        error.__traceback__ = None  # its frames hold the work's tensors
         with suppress(Exception):
             self.stop()
         if torch.cuda.is_initialized():
