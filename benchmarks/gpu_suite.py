@@ -8,7 +8,7 @@ a process group of its own with a limit of time, so that one that fails or hangs
 written to <out>/<device>-<date>.json and .md as soon as it is there, with the clocks, power and temperature of the GPU
 meanwhile (needs nvidia-ml-py). Of a piece that fails or overruns, the runs, cases, points or tests that it finished are kept
 as "partial". A second call goes on with the pieces that are not there yet or have failed; `--only training,step` runs those
-named, or whose name begins so, whether they are there or not. No piece is begun that has not half of its limit left of
+named, or whose name begins so, whether they are there or not. A piece starts only where half of its limit is left of
 `--minutes`. `--readme` copies the tables of a results file into README.md. Without a GPU it says what it would do and exits
 with 2; `--rehearse` walks through every piece, on a CPU too, with sizes so small that the figures mean nothing.
 """
@@ -247,7 +247,7 @@ def start(plan: Plan, save: Save) -> dict[str, Any]:
 
 FIRST_STEP = """
 import json, sys, time
-begun = time.time() - float(open("/proc/uptime").read().split()[0])
+began = time.time() - float(open("/proc/uptime").read().split()[0])
 ticks = int(open("/proc/self/stat").read().rpartition(")")[2].split()[19])
 import os, torch
 from fastcifar.recipe import load_recipe
@@ -261,7 +261,7 @@ with process_group(sys.argv[2]) as world:
     warm_up = engine.warm_up()
     engine.step.run(1)
     engine.step.losses[0].item()
-total = time.time() - (begun + ticks / os.sysconf("SC_CLK_TCK"))
+total = time.time() - (began + ticks / os.sysconf("SC_CLK_TCK"))
 print(json.dumps({"first_step_s": total, "warm_up_s": warm_up, "step": engine.backend}))
 """
 
@@ -301,9 +301,9 @@ def warps(plan: Plan, save: Save) -> dict[str, Any]:
         replay = captured(lambda loader=loader, count=count: [loader.batch(n)[0] for n in range(count)])
         rounds = []
         for _ in range(7):
-            begun = clock.now()
+            began = clock.now()
             replay()
-            rounds.append(4 * count * batch / clock.seconds(begun, clock.now()))
+            rounds.append(4 * count * batch / clock.seconds(began, clock.now()))
         rates[f"batch {batch}, {number} warps"] = sorted(rounds)[3]
         save(rates)
     return rates
@@ -322,7 +322,7 @@ def scaling(plan: Plan, save: Save) -> dict[str, Any]:
 
 def execute(name: str, limit: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Run a piece in a process group of its own: {"seconds", "gpu"} and "result", or "failed" and "partial", what it saved."""
-    begun = time.perf_counter()
+    began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, Monitor() as monitor:
         path = Path(folder) / "result.json"
         command = [sys.executable, __file__, "--piece", name, "--data", str(arguments.data), "--out", str(path)]
@@ -332,7 +332,7 @@ def execute(name: str, limit: int, arguments: argparse.Namespace) -> dict[str, A
             outcome = {"failed": why or "no result"} | ({"partial": saved} if saved else {})
         else:
             outcome = {"result": saved}
-    return without_paths({"seconds": round(time.perf_counter() - begun, 1), "gpu": monitor.summary, **outcome})
+    return without_paths({"seconds": round(time.perf_counter() - began, 1), "gpu": monitor.summary, **outcome})
 
 
 def without_paths(value: Any) -> Any:
@@ -377,13 +377,13 @@ def suite(arguments: argparse.Namespace, pieces: Mapping[str, Piece]) -> int:
     path = arguments.out / f"{'rehearsal-' if arguments.rehearse else ''}{label}-{today}.json"
     head = {"command": f"python benchmarks/{Path(__file__).name}", "date": today, "environment": environment(device)}
     results = head | {"pieces": json.loads(path.read_text())["pieces"] if path.exists() else {}}
-    begun, failed = time.perf_counter(), False
+    began, failed = time.perf_counter(), False
     for name, piece in pieces.items():
-        left = 60 * arguments.minutes - (time.perf_counter() - begun)
+        left = 60 * arguments.minutes - (time.perf_counter() - began)
         if not arguments.only and "result" in results["pieces"].get(name, {}):
             print(f"{name}: is there already; --only {name} measures it again", flush=True)
         elif left < piece.limit / 2:
-            print(f"{name}: not begun, {left:.0f} s are left and it may take {piece.limit} s; run this again", flush=True)
+            print(f"{name}: not started, {left:.0f} s are left and it may take {piece.limit} s; run this again", flush=True)
         else:
             limit = int(min(piece.limit, left))
             print(f"{name}: at most {limit} s", flush=True)
@@ -401,7 +401,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("betons"), help="folder that `fastcifar prep` wrote")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--only", default="", help="pieces to run, or beginnings of their names, comma between them")
-    parser.add_argument("--minutes", type=float, default=9.0, help="no piece is begun that may not end by then")
+    parser.add_argument("--minutes", type=float, default=9.0, help="a piece starts only where half of its limit is left")
     parser.add_argument("--rehearse", action="store_true", help="every piece with sizes so small that they mean nothing")
     parser.add_argument("--readme", type=Path, metavar="RESULTS", help="copy the tables of a results file into README.md")
     parser.add_argument("--piece", help=argparse.SUPPRESS)

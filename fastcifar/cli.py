@@ -3,7 +3,6 @@
 Slow imports are inside the commands, so that `fastcifar --help` answers at once.
 """
 
-import re
 import sys
 
 import typer
@@ -12,15 +11,12 @@ from fastcifar.commands.augment import augment
 from fastcifar.commands.bench import bench
 from fastcifar.commands.evaluate import evaluate
 from fastcifar.commands.info import info
-from fastcifar.commands.options import INTERRUPTED
+from fastcifar.commands.options import INTERRUPTED, in_options
 from fastcifar.commands.prep import prep
 from fastcifar.commands.profile import profile
 from fastcifar.commands.recipes import recipes
 from fastcifar.commands.train import train
 from fastcifar.runtime.errors import RepeatedError, UserError
-
-OPTIONS = {"backend": "--step"}
-"""Parameters whose option has another name; all others have the same name as their option."""
 
 app = typer.Typer(
     help="Train small-image classifiers as fast as the hardware allows.",
@@ -58,23 +54,6 @@ def main() -> None:
             raise
         code = _fail(error.format_message())
     sys.exit(code or 0)
-
-
-def in_options(message: str) -> str:
-    """Replace the parameters in a library's message by the options of the command line.
-
-    >>> in_options("`backend=x`: no such back end; `train.pad_widths=8` avoids it, or choose another `out`")
-    '--step x: no such back end; --set train.pad_widths=8 avoids it, or choose another --out'
-    """
-
-    def option(match: re.Match[str]) -> str:
-        name, value = match["name"], match["value"]
-        if "." in name:
-            return f"--set {name}={value}"
-        named = OPTIONS.get(name, "--" + name.replace("_", "-"))
-        return f"{named} {value}" if value else named
-
-    return re.sub(r"`(?P<name>[a-z_]+(\.[a-z_]+)?)(=(?P<value>[^`]*))?`", option, message)
 
 
 def _fail(message: str) -> int:

@@ -158,7 +158,10 @@ def explain(recipe: Recipe) -> list[tuple[str, Any, str]]:
         hints = get_type_hints(type(config), include_extras=True)
         for field in fields(config):
             meaning = next(iter(getattr(hints[field.name], "__metadata__", ())), "")
-            rows.append((f"{table}.{field.name}", getattr(config, field.name), meaning))
+            value = getattr(config, field.name)
+            if isinstance(value, tuple) and value and is_dataclass(value[0]):
+                value = [{key: item for key, item in asdict(one).items() if item is not None} for one in value]
+            rows.append((f"{table}.{field.name}", value, meaning))
     return rows
 
 

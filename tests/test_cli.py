@@ -10,7 +10,8 @@ import time
 import pytest
 from helpers import fastcifar
 
-from fastcifar.cli import in_options, main
+from fastcifar.cli import main
+from fastcifar.commands.options import in_options
 from fastcifar.recipe import recipe_names
 
 SMALL = [

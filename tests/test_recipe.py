@@ -121,3 +121,15 @@ def test_any_text_survives_being_written_and_read_back(tmp_path):
     recipe = replace(load_recipe("seed"), description='fast \U0001f680 "quoted" \x7f \n schön')
     (tmp_path / "mine.toml").write_text(dump_recipe(recipe), encoding="utf-8")
     assert load_recipe(tmp_path / "mine.toml") == recipe
+
+
+def test_parameter_groups_are_read_written_and_explained(tmp_path):
+    recipe = load_recipe("speed94")
+    first = recipe.optimizer.groups[0]
+    assert (first.match, first.lr, first.epochs) == ("first", 106.0, 3.0)
+    (tmp_path / "again.toml").write_text(dump_recipe(recipe))
+    assert load_recipe(tmp_path / "again.toml") == recipe
+    explained = {key: value for key, value, _ in explain(recipe)}
+    assert explained["optimizer.groups"][1] == {"match": "norms", "lr": 106.0, "momentum": 0.85}
+    with pytest.raises(UserError, match=r"optimizer.groups.match = 'firt': must be one of first, head"):
+        load_recipe("speed94", ["optimizer.groups=[{match='firt'}]"])

@@ -1,6 +1,7 @@
 """Options shared by several commands, and the output of their result."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,9 @@ import typer
 from fastcifar.runtime.errors import UserError
 
 INTERRUPTED = 130  # the exit code of a program ended by Ctrl-C
+
+OPTIONS = {"backend": "--step"}
+"""Parameters whose option has another name; all others have the same name as their option."""
 
 
 def check_writable(option: typer.CallbackParam, path: Path | None) -> Path | None:
@@ -50,3 +54,20 @@ def write_result(path: Path | None, value: Any) -> None:
         from fastcifar.runtime.files import write_json
 
         write_json(path, value)
+
+
+def in_options(message: str) -> str:
+    """Replace the parameters in a library's message by the options of the command line.
+
+    >>> in_options("`backend=x`: no such back end; `train.pad_widths=8` avoids it, or choose another `out`")
+    '--step x: no such back end; --set train.pad_widths=8 avoids it, or choose another --out'
+    """
+
+    def option(match: re.Match[str]) -> str:
+        name, value = match["name"], match["value"]
+        if "." in name:
+            return f"--set {name}={value}"
+        named = OPTIONS.get(name, "--" + name.replace("_", "-"))
+        return f"{named} {value}" if value else named
+
+    return re.sub(r"`(?P<name>[a-z_]+(\.[a-z_]+)?)(=(?P<value>[^`]*))?`", option, message)

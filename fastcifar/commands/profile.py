@@ -13,6 +13,7 @@ from fastcifar.commands.options import (
     Overrides,
     RecipeName,
     StepKind,
+    in_options,
     prepared_data,
     write_result,
 )
@@ -51,6 +52,7 @@ def profile(
     if warning := emulation_warning(loaded.resolved(where)[0].train.precision, where):
         print(warning)
     found = run_profile(loaded, dataset, where, trace, backend=step, loader=loader, steps=steps)
+    found["bottleneck"] = in_options(found["bottleneck"])
     print_profile(found)
     plot_roofline(found, out / "roofline.png")
     write_result(out / "profile.json", found)

@@ -50,17 +50,17 @@ def bottleneck(
     if idle > MUCH and device == "cpu":
         return (
             f"You are host-bound at batch {batch_size}: for {idle:.0%} of the step no operator runs, most of it {where}: "
-            "something there waits (a sleep, a file, another process); --loader resident reads no files."
+            "something there waits (a sleep, a file, another process); `loader=resident` reads no files."
         )
     if idle > MUCH:
-        turn = "turn train.batch_size up" if backend == "captured" else "try --step captured, or turn train.batch_size up"
+        turn = "turn train.batch_size up" if backend == "captured" else "try `backend=captured`, or turn train.batch_size up"
         return f"You are launch-bound at batch {batch_size}: {idle:.0%} of the step is gaps, most of them {where}; {turn}."
     for phase, turn in (("augment", "augment.transforms: fewer of them"), ("optimizer", "train.batch_size up: fewer steps")):
         if phases.get(phase, 0.0) / step > NOTABLE:
             return f"You are bound by the {phase} phase: it takes {phases[phase] / step:.0%} of the step; turn {turn}."
     arithmetic = groups.get(CONVOLUTION, 0.0) / work
     if arithmetic < 0.5:
-        turn = "--step compiled fuses them" if backend == "eager" else "turn train.precision to pure_bf16, which moves less"
+        turn = "`backend=compiled` fuses them" if backend == "eager" else "turn train.precision to pure_bf16, which moves less"
         return f"You are memory-bound: {1 - arithmetic:.0%} of the work is passes over memory, not arithmetic; {turn}."
     reached = f"{utilisation:.0%} of the measured ceiling of {precision} arithmetic"
     if utilisation >= NEAR:

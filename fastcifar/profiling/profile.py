@@ -131,10 +131,10 @@ def _time_rounds(engine: Engine, steps: int) -> tuple[list[float], float | None]
     clock, rounds, launches = Clock(engine.device), [], []
     for _ in range(ROUNDS + 1):
         engine.step.seek(0)
-        begun, host = clock.now(), time.perf_counter()
+        began, host = clock.now(), time.perf_counter()
         engine.step.run(steps)
         launches.append((time.perf_counter() - host) / steps)
-        rounds.append(clock.seconds(begun, clock.now()) / steps)
+        rounds.append(clock.seconds(began, clock.now()) / steps)
     return rounds[1:], statistics.median(launches[1:]) if engine.device.type == "cuda" else None
 
 

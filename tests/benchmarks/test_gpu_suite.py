@@ -96,7 +96,7 @@ def test_a_rehearsal_walks_through_the_pieces_and_a_second_call_does_none_of_the
         assert words in table
     again = suite(*how, "--minutes", 0)
     assert again.stdout.count("is there already") == len(pieces)
-    assert "tests/engine: not begun" in again.stdout
+    assert "tests/engine: not started" in again.stdout
 
 
 def test_what_tells_most_comes_first(modules, tmp_path):

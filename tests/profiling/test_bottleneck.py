@@ -20,7 +20,10 @@ def idling(share, **phases):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"phases": idling(0.61), "backend": "eager"}, "launch-bound at batch 64: 61% of the step is gaps.* --step captured"),
+        (
+            {"phases": idling(0.61), "backend": "eager"},
+            "launch-bound at batch 64: 61% of the step is gaps.*`backend=captured`",
+        ),
         ({"phases": idling(0.61)}, r"launch-bound.* train\.batch_size up"),
         ({"phases": idling(0.3), "waits": {"cudaStreamSynchronize": 1.0}}, r"host-bound.*1 times a step \(cudaStreamSync"),
         (
@@ -29,7 +32,7 @@ def idling(share, **phases):
         ),
         ({"phases": BUSY | {"augment": 0.4}}, r"bound by the augment phase.* augment\.transforms"),
         ({"phases": BUSY | {"optimizer": 0.4}}, r"bound by the optimizer phase.* train\.batch_size"),
-        ({"groups": GROUPS | {CONVOLUTION: 0.1}, "backend": "eager"}, "memory-bound: 72% of the work.* --step compiled"),
+        ({"groups": GROUPS | {CONVOLUTION: 0.1}, "backend": "eager"}, "memory-bound: 72% of the work.* `backend=compiled`"),
         ({"groups": GROUPS | {CONVOLUTION: 0.1}}, r"memory-bound.* train\.precision to pure_bf16"),
         ({"utilisation": 0.8}, r"compute-bound: the step reaches 80% .* model\.channels"),
         ({"utilisation": 0.8, "device": "cpu"}, r"compute-bound: the step reaches 80% .* model\.channels"),
