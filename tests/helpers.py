@@ -1,4 +1,4 @@
-"""What tests of several files share and need not be a fixture."""
+"""Functions that tests of several files share and that need not be fixtures."""
 
 import dataclasses
 import io

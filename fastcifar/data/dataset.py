@@ -97,8 +97,8 @@ class Dataset:
             raise UserError(f"train.splits = {list(splits)}: {self.root} has no {splits[parts.index(None)]} split")
         images, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
         counts = {"train": len(labels)} | {name: n for name, n in self.manifest.counts.items() if name not in splits}
-        splits_left = {name: None for name in ("val",) if name in splits}
-        return replace(self, train=Split(images, labels), manifest=replace(self.manifest, counts=counts), **splits_left)
+        val = None if "val" in splits else self.val
+        return replace(self, train=Split(images, labels), val=val, manifest=replace(self.manifest, counts=counts))
 
     def split_bytes(self, split: str) -> int:
         """Return the bytes of pixels of "train", "val" or "test"; 0 for an absent split."""

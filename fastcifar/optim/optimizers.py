@@ -125,7 +125,7 @@ def group_parameters(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 
 
 def _kinds(model: nn.Module) -> dict[int, set[str]]:
-    """What `GroupConfig.match` may call each parameter, by its id."""
+    """Map the id of each parameter to the values of `GroupConfig.match` that fit it."""
     layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     kinds: dict[int, set[str]] = {}
     for module in model.modules():

@@ -211,7 +211,7 @@ def test_a_failed_piece_ends_with_one_line_and_exit_code_1(modules, tmp_path, mo
 
 
 def test_every_run_case_and_point_is_saved_when_it_is_measured(modules, tmp_path, monkeypatch):
-    """What takes long is faked, except for the loops over runs, cases and points."""
+    """Long work is faked, except for the loops over runs, cases and points."""
     gpu_suite, _, _ = modules
     plan, saved = gpu_suite.rehearsal(tmp_path / "betons"), []
     cases = [SimpleNamespace(title=name) for name in "ab"]
