@@ -1,12 +1,12 @@
-"""Every contestant of `fastcifar bench`, timed by pytest-benchmark: one group per case, so that its table compares them.
+"""Every implementation of `fastcifar bench`, timed by pytest-benchmark: one group per case, so that its table compares them.
 
     pytest benchmarks --benchmark-only
     pytest benchmarks --benchmark-only -k "augment and 512" --benchmark-json=augment.json
     pytest benchmarks --benchmark-only --benchmark-compare    # against an earlier commit
 
-A test prepares and times one contestant; on CUDA a round ends with a synchronisation. Slow peers do less work in a round, so
-times are per image (or step), and OPS is images/s; those of epoch and train are of the whole. pytest-benchmark runs one
-contestant after the other, so on a shared machine prefer the ratios of `fastcifar bench`, whose rounds are interleaved.
+A test prepares and times one implementation; on CUDA a round ends with a synchronisation. Slow peers do less work per round,
+so times are per image (or step), and OPS is images/s; those of epoch and train are of the whole. pytest-benchmark runs one
+implementation after the other, so on a shared machine prefer the ratios of `fastcifar bench`, whose rounds are interleaved.
 """
 
 import re
@@ -28,7 +28,7 @@ CASES: dict[str, Case] = {}
 
 
 class UnitTimer:
-    """pytest-benchmark's clock, in seconds divided by `amount`: images or steps per round of the contestant that is timed."""
+    """pytest-benchmark's clock: seconds divided by `amount`, the images or steps per round of what is timed."""
 
     __name__ = "seconds_per_unit"  # in the results file
     amount = 1
@@ -47,20 +47,20 @@ def pytest_generate_tests(metafunc):
         for case in make_cases(subject, device, load_recipe("seed"), sizes=sizes):
             group = f"{subject}: {case.title}"
             CASES[group] = case
-            for contestant in case.contestants:
+            for implementation in case.implementations:
                 marks = [pytest.mark.benchmark(group=group, timer=timer)]
-                if not contestant.ours:
+                if not implementation.ours:
                     marks.append(pytest.mark.filterwarnings("ignore"))  # warnings of the peers' own code
-                name = "-".join(re.sub(r"[^\w+]+", "_", part) for part in (subject, case.title, contestant.name))
-                parameters.append(pytest.param(group, contestant.name, marks=marks, id=name))
+                name = "-".join(re.sub(r"[^\w+]+", "_", part) for part in (subject, case.title, implementation.name))
+                parameters.append(pytest.param(group, implementation.name, marks=marks, id=name))
     metafunc.parametrize(("group", "variant"), parameters)
 
 
 def test_throughput(benchmark, group, variant):
     case = CASES[group]
-    contestant = next(one for one in case.contestants if one.name == variant)
+    implementation = next(one for one in case.implementations if one.name == variant)
     try:
-        with contestant.ready() as work:
+        with implementation.ready() as work:
             timer.amount = 1 if case.unit == SECONDS else work.amount
 
             def run():

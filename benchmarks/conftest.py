@@ -1,4 +1,4 @@
-"""The option of the suites."""
+"""Add the option of the suites."""
 
 
 def pytest_addoption(parser):

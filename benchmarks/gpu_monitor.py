@@ -1,4 +1,4 @@
-"""Clocks, power, temperature and what holds the clocks down, sampled while something is measured; needs nvidia-ml-py."""
+"""Sample a GPU's clocks, power and temperature, and what lowers the clocks, during a measurement; needs nvidia-ml-py."""
 
 import statistics
 import threading
@@ -23,12 +23,12 @@ REASONS = {
 
 
 class Monitor:
-    """Samples the current CUDA device from a thread while the `with` block runs; then `summary` holds what was seen.
+    """Samples PyTorch's CUDA device 0 in a thread while the `with` block runs; after it, `summary` holds the result.
 
     Attributes:
         summary: JSON values. "sm_clock_mhz", "memory_clock_mhz", "power_w" and "temperature_c": [least, median, most];
-            "clock_limits": the reasons seen; "samples": their number. What this GPU does not tell is left out and named, with
-            the error, in "not told". Or "not recorded": the reason.
+            "clock_limits": what lowered the clocks; "samples": their number. Values that the GPU does not report are left out,
+            and "not told" holds the error of each. If nothing can be sampled, only "not recorded": the reason.
     """
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class Monitor:
             self._reasons = (self._reasons or 0) | reasons
 
     def _reading(self, name: str, read: Callable[[], Any]) -> Any:
-        """None where NVML raises: a virtual GPU, for one, tells no power."""
+        """Read a value; None if NVML raises, as it does for the power of a virtual GPU."""
         try:
             return read()
         except Exception as error:
@@ -96,7 +96,7 @@ class Monitor:
 
 
 def _open() -> tuple[ModuleType, Any]:
-    """NVML and its handle of PyTorch's device 0, which it numbers differently where devices are hidden."""
+    """Return NVML and its handle of PyTorch's device 0, whose number differs in NVML if devices are hidden."""
     import pynvml
     import torch
 

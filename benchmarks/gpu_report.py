@@ -1,4 +1,4 @@
-"""The results of gpu_suite.py in markdown, and their place in README.md."""
+"""Write the results of gpu_suite.py as markdown tables, and copy them to README.md."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ BEGIN, END = "<!-- measured on a GPU: begin -->", "<!-- measured on a GPU: end -
 
 
 def write_tables(results: Mapping[str, Any], path: Path) -> None:
-    """Write the tables, and beside them the picture of the scaling, where it was measured."""
+    """Write the tables, and beside them the picture of the scaling if it was measured."""
     write_text(path, tables(results))
     if scaling := measured(results["pieces"].get("scaling", {})):
         title = f"the seed recipe on {results['environment']['device_name']}"
@@ -24,21 +24,21 @@ def write_tables(results: Mapping[str, Any], path: Path) -> None:
         plot_scaling(_points(scaling), picture, title, scaling["streaming_begins"])
 
 
-def measured(piece: Mapping[str, Any]) -> Any:
-    """The result of a piece, or what it had measured when it failed; None where that is nothing."""
-    return piece.get("result", piece.get("partial"))
+def measured(job: Mapping[str, Any]) -> Any:
+    """Return the result of a job, or what it had measured when it failed; None if that is nothing."""
+    return job.get("result", job.get("partial"))
 
 
 def tables(results: Mapping[str, Any]) -> str:
-    """The results in markdown."""
+    """Format the results as markdown."""
     env = results["environment"]
     versions = f"{env['device_name']}, torch {env['torch']}, CUDA {env['cuda']}, Python {env['python']}"
     lines = [f"{versions}, {results['date']}; `{results['command']}`", ""]
-    done = {name: result for name, piece in results["pieces"].items() if (result := measured(piece)) is not None}
-    for name, piece in results["pieces"].items():
-        if "failed" in piece:
-            how_far = "measured in part" if "partial" in piece else "not measured"
-            lines += [f"{name}: {how_far} ({piece['failed'].splitlines()[-1]})", ""]
+    done = {name: result for name, job in results["pieces"].items() if (result := measured(job)) is not None}
+    for name, job in results["pieces"].items():
+        if "failed" in job:
+            how_far = "measured in part" if "partial" in job else "not measured"
+            lines += [f"{name}: {how_far} ({job['failed'].splitlines()[-1]})", ""]
     if trained := _below(done, "training"):
         lines += [_training_table(trained), ""]
     for name, summary in _below(done, "accuracy").items():
@@ -53,7 +53,7 @@ def tables(results: Mapping[str, Any]) -> str:
             lines += [to_markdown(read_document(done[name])), ""]
     for name, found in _below(done, "tests").items():
         lines += [f"Tests marked gpu, {name}: {found['summary'].strip('= ')}", ""]
-    lines += [_gpu_table({name: piece["gpu"] for name, piece in results["pieces"].items() if piece.get("gpu")}), ""]
+    lines += [_gpu_table({name: job["gpu"] for name, job in results["pieces"].items() if job.get("gpu")}), ""]
     if "scaling" in done:
         lines += ["### scaling", "", scaling_table(_points(done["scaling"]), done["scaling"]["streaming_begins"]), ""]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
@@ -65,7 +65,7 @@ def _points(scaling: Mapping[str, Any]) -> list[Point]:
 
 
 def _below(done: Mapping[str, Any], group: str) -> dict[str, Any]:
-    """The results of the pieces group/NAME, by NAME."""
+    """Select the results of the jobs group/NAME, by NAME."""
     return {name.removeprefix(f"{group}/"): result for name, result in done.items() if name.startswith(f"{group}/")}
 
 
@@ -78,7 +78,7 @@ def _training_table(rows: Mapping[str, Any]) -> str:
         f"| --- |{' ---: |' * 10}",
     ]
     for name, row in rows.items():
-        how = name if row["step"] in name else f"{name} ({row['step']}: {row['step_reason']})"
+        label = name if row["step"] in name else f"{name} ({row['step']}: {row['step_reason']})"
         rate = row["images_per_s"] * row["flop_per_image"]
         cells = [
             str(row["epochs"]),
@@ -86,7 +86,7 @@ def _training_table(rows: Mapping[str, Any]) -> str:
         ]
         cells += [f"{row['images_per_s']:,.0f}", f"{rate / 1e12:.1f}"]
         cells += [f"{rate / row['flops_per_s']:.1%}", f"{rate / row['sustained_flops_per_s']:.1%}"]
-        lines.append(f"| {how} | {' | '.join(cells)} | {row['val_accuracy']:.2%} |")
+        lines.append(f"| {label} | {' | '.join(cells)} | {row['val_accuracy']:.2%} |")
     row = next(iter(rows.values()))
     best, sustained = (f"{row[name] / 1e12:.3g} TFLOP/s" for name in ("flops_per_s", "sustained_flops_per_s"))
     note = f"Matrix products in {row['precision']}: {best} at best, {sustained} over a second, in the first run's process."
@@ -94,15 +94,15 @@ def _training_table(rows: Mapping[str, Any]) -> str:
 
 
 def _gpu_table(seen: Mapping[str, Any]) -> str:
-    """Clocks, power and temperature while the pieces ran: median, and most in brackets; empty what the GPU does not tell."""
+    """Format clocks, power and temperature during each job: the median, and the maximum in brackets; empty if not reported."""
     recorded = {name: summary for name, summary in seen.items() if "samples" in summary}
     if not recorded:
         reasons = {summary["not recorded"] for summary in seen.values()}
         return f"Clocks, power and temperature: not recorded ({'; '.join(sorted(reasons))})" if reasons else ""
     lines = [
-        "### the GPU meanwhile",
+        "### the GPU during the jobs",
         "",
-        "| | SM clock | power | temperature | clocks held down by |",
+        "| | SM clock | power | temperature | clocks lowered by |",
         "| --- | ---: | ---: | ---: | --- |",
     ]
     for name, summary in recorded.items():
@@ -130,7 +130,7 @@ def _accuracy_line(name: str, summary: Mapping[str, Any]) -> str:
 
 
 def copy_to_readme(results: Path, readme: Path) -> None:
-    """Replace what stands between the two marks of a README by the tables of a results file."""
+    """Replace the text between the two marks of a README by the tables of a results file."""
     before, _, rest = readme.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     write_text(readme, f"{before}{BEGIN}\n{tables(json.loads(results.read_text()))}{END}{after}")

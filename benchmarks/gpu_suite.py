@@ -1,16 +1,18 @@
-"""Everything that only a GPU can tell, in one command:
+"""Measure everything that needs a GPU, in one command:
 
     python benchmarks/gpu_suite.py --data betons
 
-First what tells most: the profile of the captured step, the seed recipe trained by it, the step, starts and accuracy; then the
-tests marked `gpu`, folder by folder; then the other back ends, every benchmark with its peers, and the scaling. Each piece is
-a process group of its own with a limit of time, so that one that fails or hangs costs the others nothing, and its result is
-written to <out>/<device>-<date>.json and .md as soon as it is there, with the clocks, power and temperature of the GPU
-meanwhile (needs nvidia-ml-py). Of a piece that fails or overruns, the runs, cases, points or tests that it finished are kept
-as "partial". A second call goes on with the pieces that are not there yet or have failed; `--only training,step` runs those
-named, or whose name begins so, whether they are there or not. A piece starts only where half of its limit is left of
-`--minutes`. `--readme` copies the tables of a results file into README.md. Without a GPU it says what it would do and exits
-with 2; `--rehearse` walks through every piece, on a CPU too, with sizes so small that the figures mean nothing.
+Jobs run in order of importance: the profile of the captured step, the seed recipe trained with it, the step, starts and
+accuracy; then the tests marked `gpu`, folder by folder; then the other back ends, every benchmark with its peers, and the
+scaling. Each job has a process group and a time limit of its own, so a job that fails or hangs does not harm the others. Its
+result is written to <out>/<device>-<date>.json and .md when it ends, with the GPU's clocks, power and temperature during the
+job (needs nvidia-ml-py). If a job fails or times out, its finished results are kept under "partial": runs, cases, points or
+tests.
+
+A second call runs the missing and failed jobs. `--only training,step` runs the jobs whose names begin so, even if they have
+results. A job starts only if half of its time limit is left of `--minutes`. `--readme` copies the tables of a results file
+into README.md. Without a GPU the suite prints what it would run and exits with 2; `--dry-run` runs every job, on a CPU too,
+with sizes too small for meaningful figures.
 """
 # ruff: noqa: E402 (it runs from a checkout, where fastcifar need not be installed)
 
@@ -54,27 +56,26 @@ from fastcifar.recipe import Recipe, load_recipe
 from fastcifar.runtime.device import device_name, make_current
 from fastcifar.runtime.environment import environment
 from fastcifar.runtime.files import write_json
-from fastcifar.runtime.precision import PRECISIONS
-from fastcifar.runtime.roofline import FLOPS_PER_MAC, measure_ceilings, sustained_flops_per_s
+from fastcifar.runtime.roofline import FLOPS_PER_MAC, measure_peaks, sustained_flops_per_s
 
 RESULTS = ROOT / "benchmarks" / "results"
 Save = Callable[[dict[str, Any]], None]
-"""Called by a piece with what it has measured by then, so that this is kept where the piece does not reach its end."""
+"""Called by a job with what it has measured so far, which is kept if the job fails or times out."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How large everything is.
+    """Sizes of all jobs.
 
     Attributes:
         device: "cuda" or "cpu".
         data: folder that `fastcifar prep` wrote.
-        sizes: of the benchmarks; None for what suits the device.
+        sizes: of the benchmarks; None for those that suit the device.
         overrides: of every recipe.
         variants: of "training": name -> (back end, overrides).
         runs: of "accuracy": recipe -> number.
         grid: of "scaling".
-        backends: of "profile"; the first is that of "start" too.
+        backends: of "profile"; "start" uses the first.
         steps: of "profile".
         warps_batches: batch sizes of "warps".
     """
@@ -109,7 +110,7 @@ def real_plan(data: Path) -> Plan:
     return Plan("cuda", data, None, (), variants, {"seed": 3, "cpu": 5}, grid, ("captured", "eager"), 50, batches)
 
 
-def rehearsal(data: Path) -> Plan:
+def dry_run_plan(data: Path) -> Plan:
     small = ("model.channels=[16, 32]", "model.blocks=[1, 1]", "model.strides=[2, 2]", "model.stem_channels=16")
     small += ("train.epochs=1", "train.batch_size=32", "schedule.warmup_epochs=0.0")
     device, backend = ("cuda", "captured") if torch.cuda.is_available() else ("cpu", "eager")
@@ -118,12 +119,12 @@ def rehearsal(data: Path) -> Plan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
-    """A part of the suite with a process of its own.
+class Job:
+    """A part of the suite that runs in its own process.
 
     Attributes:
-        limit: seconds.
-        measure: gives the result, JSON values; it is given a `Save`.
+        limit: seconds until it times out.
+        measure: takes a `Save` and returns the result, JSON values.
     """
 
     limit: int
@@ -131,43 +132,43 @@ class Piece:
 
 
 class Failed(Exception):
-    """A piece came to its end and its result is that something is wrong; the message is one line."""
+    """A job finished and found a failure; the message is one line."""
 
 
-def make_pieces(plan: Plan) -> dict[str, Piece]:
-    """Name -> piece, in the order in which they are run: what tells most comes first."""
+def make_jobs(plan: Plan) -> dict[str, Job]:
+    """Return the jobs by name, in the order in which they run."""
     first, *others = plan.backends
 
-    def training_of(backends: set[str]) -> dict[str, Piece]:
+    def training_of(backends: set[str]) -> dict[str, Job]:
         chosen = {name: variant for name, variant in plan.variants.items() if variant[0] in backends}
-        return {f"training/{name}": Piece(150, partial(training, plan, *variant)) for name, variant in chosen.items()}
+        return {f"training/{name}": Job(150, partial(training, plan, *variant)) for name, variant in chosen.items()}
 
-    def benchmarks(names: Mapping[str, int]) -> dict[str, Piece]:
-        return {name: Piece(limit, partial(benchmark, plan, name)) for name, limit in names.items()}
+    def benchmarks(names: Mapping[str, int]) -> dict[str, Job]:
+        return {name: Job(limit, partial(benchmark, plan, name)) for name, limit in names.items()}
 
-    pieces = {f"profile/{first}": Piece(120, partial(profile, plan, first))}
-    pieces |= training_of({first})
-    pieces |= benchmarks({"step": 150})
-    pieces["start"] = Piece(120, partial(start, plan))
-    pieces |= {f"accuracy/{name}": Piece(150, partial(accuracy, plan, name, runs)) for name, runs in plan.runs.items()}
+    jobs = {f"profile/{first}": Job(120, partial(profile, plan, first))}
+    jobs |= training_of({first})
+    jobs |= benchmarks({"step": 150})
+    jobs["start"] = Job(120, partial(start, plan))
+    jobs |= {f"accuracy/{name}": Job(150, partial(accuracy, plan, name, runs)) for name, runs in plan.runs.items()}
     folders = sorted(path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and any(path.glob("test_*.py")))
-    pieces |= {f"tests/{folder}": Piece(120, partial(tests, folder)) for folder in folders}
-    pieces |= training_of({"captured", "compiled", "eager"} - {first})
-    pieces |= {f"profile/{name}": Piece(120, partial(profile, plan, name)) for name in others}
-    pieces |= benchmarks({"augment": 120, "erasing": 120, "loader": 120, "epoch": 120, "train": 150, "prep": 60})
-    pieces["warps"] = Piece(60, partial(warps, plan))
-    pieces["scaling"] = Piece(300, partial(scaling, plan))
-    return pieces
+    jobs |= {f"tests/{folder}": Job(120, partial(tests, folder)) for folder in folders}
+    jobs |= training_of({"captured", "compiled", "eager"} - {first})
+    jobs |= {f"profile/{name}": Job(120, partial(profile, plan, name)) for name in others}
+    jobs |= benchmarks({"augment": 120, "erasing": 120, "loader": 120, "epoch": 120, "train": 150, "prep": 60})
+    jobs["warps"] = Job(60, partial(warps, plan))
+    jobs["scaling"] = Job(300, partial(scaling, plan))
+    return jobs
 
 
 def tests(folder: str, save: Save) -> dict[str, Any]:
-    """The tests of a folder marked gpu; elsewhere they are collected and skipped.
+    """Run the tests of a folder that are marked gpu; without a GPU they are skipped.
 
     Raises:
         Failed: a test failed, or pytest did.
     """
     command = [sys.executable, "-m", "pytest", f"tests/{folder}", "-m", "gpu", "-v", "-rfE", "-p", "no:cacheprovider"]
-    command += ["--continue-on-collection-errors"]  # a module that lacks a package costs the others nothing
+    command += ["--continue-on-collection-errors"]  # a module that lacks a package does not stop the others
     lines, outcomes = [], Counter()
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         for line in filter(None, map(str.rstrip, process.stdout)):
@@ -184,42 +185,48 @@ def tests(folder: str, save: Save) -> dict[str, Any]:
 
 
 NO_TESTS = 5
-"""pytest's exit code where none is marked gpu."""
+"""pytest's exit code if no test is marked gpu."""
 
 
 def training(plan: Plan, backend: str, overrides: tuple[str, ...], _: Save) -> dict[str, Any]:
-    """The seed recipe by a back end: times, images/s, and the rates of arithmetic that they are held against."""
+    """Train the seed recipe with a back end: times, images/s, and the FLOP/s of matrix products to compare them with."""
     dataset, device = load_dataset(plan.data), torch.device(plan.device)
     recipe, _ = plan.recipe("seed", *overrides).resolved(device)
-    dtype = PRECISIONS[recipe.train.precision].compute
+    precision, reporter = recipe.train.precision, Reporter(epochs=False)
     with tempfile.TemporaryDirectory() as folder:
-        how = {"device": plan.device, "backend": backend, "reporter": Reporter(epochs=False)}
-        result = train(recipe, dataset, Path(folder) / "run", **how)
+        out = Path(folder) / "run"
+        result = train(recipe, dataset, out, device=plan.device, backend=backend, reporter=reporter)
         chosen = json.loads(result.run.environment.read_text())
     height, width, channels = dataset.manifest.image_shape
     macs = summarize(build_model(recipe.model), (channels, *recipe.augment.output_size(height, width, channels))).macs
     return {
         **result.summary.to_json(),
-        "precision": recipe.train.precision,
+        "precision": precision,
         "step": chosen["step"],
         "step_reason": chosen["step_reason"],
         "flop_per_image": FLOPS_PER_MAC * macs,
-        "flops_per_s": measure_ceilings(device, dtype).flops_per_s,
-        "sustained_flops_per_s": sustained_flops_per_s(device, dtype),
+        "flops_per_s": measure_peaks(device, precision).flops_per_s,
+        "sustained_flops_per_s": sustained_flops_per_s(device, precision),
     }
 
 
 def accuracy(plan: Plan, recipe: str, runs: int, save: Save) -> dict[str, Any]:
-    """Several runs of a recipe: mean and 95 % interval of accuracy and time."""
+    """Train a recipe several times: mean and 95 % interval of accuracy and time."""
     with tempfile.TemporaryDirectory() as folder:
-        how = {"device": plan.device, "runs": runs, "reporter": Reporter(epochs=False)}
-        how["after_run"] = lambda summary: save(summary.to_json())
-        _, summary = train_runs(plan.recipe(recipe), load_dataset(plan.data), Path(folder) / "runs", **how)
+        _, summary = train_runs(
+            plan.recipe(recipe),
+            load_dataset(plan.data),
+            Path(folder) / "runs",
+            runs=runs,
+            device=plan.device,
+            reporter=Reporter(epochs=False),
+            after_run=lambda summary: save(summary.to_json()),
+        )
     return summary.to_json()
 
 
 def benchmark(plan: Plan, subject: str, save: Save) -> dict[str, Any]:
-    """A subject of `fastcifar bench`."""
+    """Run a subject of `fastcifar bench`."""
     device, rows, result = torch.device(plan.device), [], {}
     make_current(device)
     for case in make_cases(subject, device, plan.recipe(), sizes=plan.sizes):
@@ -231,7 +238,7 @@ def benchmark(plan: Plan, subject: str, save: Save) -> dict[str, Any]:
 
 
 def start(plan: Plan, save: Save) -> dict[str, Any]:
-    """Seconds from the start of a process to its first step, without and with what the one before has compiled."""
+    """Measure the time from the start of a process to its first step, without and with the compiled code of an earlier one."""
     with tempfile.TemporaryDirectory() as folder:
         own = {"FASTCIFAR_CACHE": folder, "TRITON_CACHE_DIR": f"{folder}/triton"}
         seconds = {}
@@ -267,7 +274,7 @@ print(json.dumps({"first_step_s": total, "warm_up_s": warm_up, "step": engine.ba
 
 
 def profile(plan: Plan, backend: str, _: Save) -> dict[str, Any]:
-    """`fastcifar profile` of a step by a back end."""
+    """Run `fastcifar profile` on the step of a back end."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "profile.json"
         overrides = itertools.chain.from_iterable(("--set", override) for override in plan.overrides)
@@ -281,13 +288,13 @@ def profile(plan: Plan, backend: str, _: Save) -> dict[str, Any]:
 
 
 def warps(plan: Plan, save: Save) -> dict[str, Any]:
-    """Images/s of the seed policy's kernel for 1, 2, 4 and 8 warps an image."""
+    """Measure the images/s of the seed policy's kernel with 1, 2, 4 and 8 warps per image."""
     from fastcifar.bench.timing import captured, past_the_cache
 
     if plan.device == "cpu":
         return {"not measured": "the kernel needs CUDA"}
     from fastcifar.augment import fused
-    from fastcifar.bench.setting import PIXELS, random_split
+    from fastcifar.bench.setting import IMAGE_BYTES, random_split
     from fastcifar.data.resident import ResidentLoader
     from fastcifar.runtime.timing import Clock
 
@@ -295,7 +302,7 @@ def warps(plan: Plan, save: Save) -> dict[str, Any]:
     for batch, number in itertools.product(plan.warps_batches, (1, 2, 4, 8)):
         fused.warps_per_image = lambda _, number=number: number
         fused.specialize.cache_clear()
-        count = past_the_cache(batch * 3 * PIXELS, torch.device(plan.device))
+        count = past_the_cache(batch * 3 * IMAGE_BYTES, torch.device(plan.device))  # uint8 read, bf16 written
         policy = plan.recipe("seed", "train.precision=bf16").augment
         loader = ResidentLoader(random_split(count * batch), policy, batch_size=batch, device=plan.device)
         replay = captured(lambda loader=loader, count=count: [loader.batch(n)[0] for n in range(count)])
@@ -310,23 +317,26 @@ def warps(plan: Plan, save: Save) -> dict[str, Any]:
 
 
 def scaling(plan: Plan, save: Save) -> dict[str, Any]:
+    """Measure images/s over batch size, image size, width and data set; see scaling.py."""
     device = torch.device(plan.device)
     begins = scale.streaming_begins(device)
 
     def result(points: list[scale.Point]) -> dict[str, Any]:
         return {"points": [point.to_json() for point in points], "streaming_begins": begins}
 
-    how = {"progress": lambda what: print(what, flush=True), "after_point": lambda points: save(result(points))}
-    return result(scale.measure_scaling(plan.recipe(), device, plan.grid, **how))
+    def progress(what: str) -> None:
+        print(what, flush=True)
+
+    return result(scale.measure_scaling(plan.recipe(), device, plan.grid, progress, lambda points: save(result(points))))
 
 
 def execute(name: str, limit: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run a piece in a process group of its own: {"seconds", "gpu"} and "result", or "failed" and "partial", what it saved."""
+    """Run a job in its own process group; return "seconds", "gpu", and "result", or "failed" and "partial", what it saved."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, Monitor() as monitor:
         path = Path(folder) / "result.json"
-        command = [sys.executable, __file__, "--piece", name, "--data", str(arguments.data), "--out", str(path)]
-        why = run_group(command + ["--rehearse"] * arguments.rehearse, limit)
+        command = [sys.executable, __file__, "--job", name, "--data", str(arguments.data), "--out", str(path)]
+        why = run_group(command + ["--dry-run"] * arguments.dry_run, limit)
         saved = json.loads(path.read_text()) if path.exists() else None
         if why or saved is None:
             outcome = {"failed": why or "no result"} | ({"partial": saved} if saved else {})
@@ -336,9 +346,10 @@ def execute(name: str, limit: int, arguments: argparse.Namespace) -> dict[str, A
 
 
 def without_paths(value: Any) -> Any:
-    """JSON values whose strings name no folder of this machine.
+    """Remove the folders of this machine from JSON values.
 
-    A path within the checkout, the installed packages or the standard library is given from there, any other by its last name.
+    A path within the checkout, the installed packages or the standard library is shortened to the part below it, any other
+    path to its last name.
     """
     if isinstance(value, str):
         return ABSOLUTE_PATH.sub(lambda path: path[0].rpartition("/")[2], BELOW_A_ROOT.sub("", value))
@@ -354,8 +365,8 @@ ABSOLUTE_PATH = re.compile(rf"{_START}(?:~|/[\w.+@-]+)(?:/[\w.+@-]+)+")
 
 
 def run_group(command: list[str], limit: float) -> str:
-    """Run a command in a process group that is ended with it, or after `limit` seconds; why it failed, "" where it did not."""
-    with tempfile.TemporaryFile("w+") as errors:  # no pipe, which processes that it leaves behind would keep open
+    """Run a command; end its process group with it, or after `limit` seconds. Return why it failed, or ""."""
+    with tempfile.TemporaryFile("w+") as errors:  # not a pipe, which processes that outlive it would keep open
         process = subprocess.Popen(command, cwd=ROOT, stderr=errors, start_new_session=True)
         try:
             code = process.wait(limit)
@@ -369,23 +380,23 @@ def run_group(command: list[str], limit: float) -> str:
         return errors.read().strip()[-4000:] or f"exit code {code}" if code else ""
 
 
-def suite(arguments: argparse.Namespace, pieces: Mapping[str, Piece]) -> int:
-    """Run pieces and write the results after each; exit code 1 where one failed."""
+def suite(arguments: argparse.Namespace, jobs: Mapping[str, Job]) -> int:
+    """Run jobs and write the results after each, under the key "pieces"; return the exit code, 1 if a job failed."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     label = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
     today = datetime.date.today().isoformat()
-    path = arguments.out / f"{'rehearsal-' if arguments.rehearse else ''}{label}-{today}.json"
+    path = arguments.out / f"{'dry-run-' if arguments.dry_run else ''}{label}-{today}.json"
     head = {"command": f"python benchmarks/{Path(__file__).name}", "date": today, "environment": environment(device)}
     results = head | {"pieces": json.loads(path.read_text())["pieces"] if path.exists() else {}}
     began, failed = time.perf_counter(), False
-    for name, piece in pieces.items():
+    for name, job in jobs.items():
         left = 60 * arguments.minutes - (time.perf_counter() - began)
         if not arguments.only and "result" in results["pieces"].get(name, {}):
-            print(f"{name}: is there already; --only {name} measures it again", flush=True)
-        elif left < piece.limit / 2:
-            print(f"{name}: not started, {left:.0f} s are left and it may take {piece.limit} s; run this again", flush=True)
+            print(f"{name}: has a result; --only {name} measures it again", flush=True)
+        elif left < job.limit / 2:
+            print(f"{name}: not started, {left:.0f} s are left and it may take {job.limit} s; run this again", flush=True)
         else:
-            limit = int(min(piece.limit, left))
+            limit = int(min(job.limit, left))
             print(f"{name}: at most {limit} s", flush=True)
             done = results["pieces"][name] = execute(name, limit, arguments)
             failed |= "failed" in done
@@ -400,11 +411,11 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("betons"), help="folder that `fastcifar prep` wrote")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--only", default="", help="pieces to run, or beginnings of their names, comma between them")
-    parser.add_argument("--minutes", type=float, default=9.0, help="a piece starts only where half of its limit is left")
-    parser.add_argument("--rehearse", action="store_true", help="every piece with sizes so small that they mean nothing")
+    parser.add_argument("--only", default="", help="names of jobs, or their beginnings, separated by commas")
+    parser.add_argument("--minutes", type=float, default=9.0, help="a job starts only if half of its time limit is left")
+    parser.add_argument("--dry-run", action="store_true", help="run every job with sizes too small for meaningful figures")
     parser.add_argument("--readme", type=Path, metavar="RESULTS", help="copy the tables of a results file into README.md")
-    parser.add_argument("--piece", help=argparse.SUPPRESS)
+    parser.add_argument("--job", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -413,24 +424,24 @@ def main() -> int:
     if arguments.readme:
         copy_to_readme(arguments.readme, ROOT / "README.md")
         return 0
-    pieces = make_pieces((rehearsal if arguments.rehearse else real_plan)(arguments.data))
-    if arguments.piece:
+    jobs = make_jobs((dry_run_plan if arguments.dry_run else real_plan)(arguments.data))
+    if arguments.job:
         save = partial(write_json, arguments.out)
         try:
-            save(pieces[arguments.piece].measure(save))
+            save(jobs[arguments.job].measure(save))
         except Failed as error:
             print(error, file=sys.stderr)
             return 1
         return 0
     asked = arguments.only.split(",") if arguments.only else [""]
     for name in asked:
-        if not any(piece.startswith(name) for piece in pieces):
-            print(f"gpu_suite: --only {name}: must be of {', '.join(pieces)}", file=sys.stderr)
+        if not any(job.startswith(name) for job in jobs):
+            print(f"gpu_suite: --only {name}: must be one of {', '.join(jobs)}", file=sys.stderr)
             return 2
-    pieces = {name: piece for name, piece in pieces.items() if name.startswith(tuple(asked))}
-    if not arguments.rehearse and not torch.cuda.is_available():
+    jobs = {name: job for name, job in jobs.items() if name.startswith(tuple(asked))}
+    if not arguments.dry_run and not torch.cuda.is_available():
         print(
-            f"gpu_suite: PyTorch sees no CUDA device; with one this would run {', '.join(pieces)}; --rehearse tries it here",
+            f"gpu_suite: PyTorch sees no CUDA device; with one this would run {', '.join(jobs)}; --dry-run tries it here",
             file=sys.stderr,
         )
         return 2
@@ -440,9 +451,9 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    return suite(arguments, pieces)
+    return suite(arguments, jobs)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that it ends the piece that runs
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the job that runs too
     sys.exit(main())

@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 
 from fastcifar.augment import RandomCrop
 from fastcifar.bench.setting import CLASSES, random_dataset
+from fastcifar.data.choice import RESIDENT_SHARE
 from fastcifar.data.dataset import Dataset, Split
-from fastcifar.data.streaming import RESIDENT_SHARE
 from fastcifar.display.measurements import number
 from fastcifar.engine.engine import Engine
 from fastcifar.recipe import Recipe, load_recipe
@@ -65,7 +65,7 @@ class Grid:
 
 
 ON_CPU = Grid((16, 64, 256), (32, 64, 128), (0.5, 1, 2), (1, 8, 32), 128)
-TINY = Grid((8, 16), (32, 40), (0.25, 0.5), (0.001, 0.002), 16)
+TINY = Grid((8, 16), (32, 40), (0.5, 1), (0.001, 0.002), 16)
 """Only to check that everything runs; the times mean nothing."""
 
 
@@ -127,7 +127,7 @@ def measure_scaling(
 
 
 def streaming_begins(device: torch.device, image_bytes: int = 3 * 32 * 32) -> float | None:
-    """Size of a split, as a multiple of CIFAR-10's, from which `--loader auto` streams with the memory free now."""
+    """Return the size of a split, as a multiple of CIFAR-10's, from which `--loader auto` streams with the memory free now."""
     free = free_memory(device)
     return None if free is None else RESIDENT_SHARE * free / (image_bytes * CIFAR_IMAGES)
 
@@ -166,7 +166,7 @@ def _widened(recipe: Recipe, factor: float) -> Recipe:
 
 
 def _dataset(count: int, size: int) -> Dataset:
-    """`count` images of random pixels, repeated after the first 4,096."""
+    """Make `count` images of random pixels, repeated after the first 4,096."""
     rng = np.random.default_rng(0)
     first = rng.integers(0, 256, (min(count, 4096), size, size, 3), dtype=np.uint8)
     images = np.tile(first, (-(-count // len(first)), 1, 1, 1))[:count]

@@ -1,4 +1,4 @@
-"""Plot of one subject over the batch size, a line per contestant.
+"""Plot of one subject over the batch size, a line per implementation.
 
 fastcifar bench augment --batch-size 64 --batch-size 512 --batch-size 4096 --json results.json
 python benchmarks/sweep.py augment results.json augment.png

@@ -115,7 +115,7 @@ LAYOUTS = (
         classes=None,
     ),
 )
-PIXELS = 3 * 32 * 32
+IMAGE_BYTES = 3 * 32 * 32
 
 
 def find_source(source: str | os.PathLike[str] | None, resize: int | None = None) -> Source:
@@ -262,9 +262,10 @@ def _parse(content: bytes, layout: Cifar, where: str) -> Arrays:
         planes, labels = batch[b"data"], np.array(batch[layout.label], np.int64)
     else:
         first = layout.label + 1  # CIFAR-100 has the coarse label before the fine one
-        if not content or len(content) % (first + PIXELS):
-            raise UserError(f"{where}: {len(content)} bytes, not a multiple of {first + PIXELS}: truncated or not CIFAR's")
-        records = np.frombuffer(content, np.uint8).reshape(-1, first + PIXELS)
+        length = first + IMAGE_BYTES
+        if not content or len(content) % length:
+            raise UserError(f"{where}: {len(content)} bytes, not a multiple of {length}: truncated or not CIFAR's")
+        records = np.frombuffer(content, np.uint8).reshape(-1, length)
         planes, labels = records[:, first:], records[:, layout.label].astype(np.int64)
     return np.ascontiguousarray(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels
 

@@ -9,6 +9,7 @@ import typer
 
 from fastcifar.commands.augment import augment
 from fastcifar.commands.bench import bench
+from fastcifar.commands.compare import compare
 from fastcifar.commands.evaluate import evaluate
 from fastcifar.commands.info import info
 from fastcifar.commands.options import INTERRUPTED, in_options
@@ -28,7 +29,7 @@ app = typer.Typer(
 for command in (prep, train):
     app.command()(command)
 app.command(name="eval")(evaluate)
-for command in (info, augment, profile, recipes, bench):
+for command in (compare, info, augment, profile, recipes, bench):
     app.command()(command)
 
 

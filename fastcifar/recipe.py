@@ -18,12 +18,27 @@ import torch
 from fastcifar.augment import Policy
 from fastcifar.data.dataset import Manifest
 from fastcifar.models import MODELS, ModelConfig
+from fastcifar.optim.averaging import AverageConfig
 from fastcifar.optim.optimizers import OptimizerConfig
 from fastcifar.optim.schedules import ScheduleConfig
 from fastcifar.runtime.errors import UserError, nearest
 from fastcifar.runtime.precision import resolve_precision
 
 RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class ImageSize:
+    """An entry of `train.image_sizes`."""
+
+    pixels: Annotated[int, "height and width that the augmented images are resized to"]
+    until: Annotated[float, "share of the run's epochs after which the next entry begins, above 0 to 1"]
+
+    def __post_init__(self) -> None:
+        if self.pixels < 1:
+            raise UserError(f"pixels = {self.pixels}: must be at least 1")
+        if not 0 < self.until <= 1:
+            raise UserError(f"until = {self.until}: must be above 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,13 @@ class TrainConfig:
         tuple[Literal["train", "val"], ...],
         "splits to train on; with both there is no validation, and the run is scored on the test split alone",
     ] = ("train",)
+    image_sizes: Annotated[
+        tuple[ImageSize, ...], "sizes of the images by share of the run; after the last entry they keep their own"
+    ] = ()
+    keep: Annotated[
+        float,
+        "share of the images in an epoch, above 0 to 1; below 1, those with at least the mean loss when last seen come first",
+    ] = 1.0
     precision: Annotated[
         Literal["auto", "bf16", "fp16", "pure_bf16", "pure_fp16", "tf32", "fp32"],
         "auto: bf16 where the device computes in it, fp16 on older GPUs with tensor cores, fp32 elsewhere; bf16, fp16: "
@@ -62,10 +84,20 @@ class TrainConfig:
             raise UserError(f"splits = {list(self.splits)}: must be ['train'] or ['train', 'val']")
         if self.batch_size == 1:
             raise UserError("batch_size = 1: must be at least 2, batch normalisation needs several images")
+        if not 0 < self.keep <= 1:
+            raise UserError(f"keep = {self.keep}: must be above 0 and at most 1")
+        ends = [size.until for size in self.image_sizes]
+        if ends != sorted(set(ends)):
+            raise UserError(f"image_sizes: until = {', '.join(map(str, ends))}: must rise")
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing = {self.label_smoothing}: must be at least 0 and below 1")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed = {self.seed}: must be at least 0 and below 2**63")
+
+    def image_sides(self) -> list[int | None]:
+        """Return, for each epoch, the height and width that its images are resized to; None: they keep their own."""
+        ends = [(round(size.until * self.epochs), size.pixels) for size in self.image_sizes]
+        return [next((pixels for end, pixels in ends if epoch < end), None) for epoch in range(self.epochs)]
 
 
 @dataclass(frozen=True)
@@ -79,11 +111,18 @@ class EvaluateConfig:
         "test-time augmentation: flip averages the logits of an image and its mirror; multi_crop also those of two views "
         "moved by one pixel, diagonally",
     ] = "none"
+    tta_share: Annotated[
+        float, "share of each batch that gets test-time augmentation, above 0 to 1: the images that the model is least sure of"
+    ] = 1.0
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)}: must be at least 1")
+        if not 0 < self.tta_share <= 1:
+            raise UserError(f"tta_share = {self.tta_share}: must be above 0 and at most 1")
+        if self.tta_share < 1 and self.tta == "none":
+            raise UserError(f"tta_share = {self.tta_share} and tta = 'none': there is no augmentation to share; set tta")
 
 
 @dataclass(frozen=True)
@@ -98,6 +137,14 @@ class Recipe:
     schedule: ScheduleConfig
     train: TrainConfig
     evaluate: EvaluateConfig
+    average: AverageConfig
+
+    def __post_init__(self) -> None:
+        if self.average.name != "none" and self.train.precision.startswith("pure_"):
+            raise UserError(
+                f"average.name = {self.average.name!r} and train.precision = {self.train.precision!r}: 16-bit weights are too "
+                "coarse to average; use 'bf16' or 'fp16', whose weights are float32"
+            )
 
     def fitted_to(self, manifest: Manifest) -> "Recipe":
         """This recipe for a data set: its classes and channels, and where `Normalize` has none, its mean and deviation."""
@@ -153,7 +200,7 @@ def dump_recipe(recipe: Recipe) -> str:
 def explain(recipe: Recipe) -> list[tuple[str, Any, str]]:
     """List (key, value, meaning) for every key of the recipe's tables, in the order of the file."""
     rows = [("augment.transforms", [t["name"] for t in recipe.augment.to_config()["transforms"]], "in this order")]
-    for table in ("model", "optimizer", "schedule", "train", "evaluate"):
+    for table in (field.name for field in fields(recipe)[3:]):
         config = getattr(recipe, table)
         hints = get_type_hints(type(config), include_extras=True)
         for field in fields(config):
@@ -191,6 +238,7 @@ def _recipe(tables: Mapping[str, Any], where: str) -> Recipe:
         schedule=_config(ScheduleConfig, tables.get("schedule", {}), where, "schedule"),
         train=_config(TrainConfig, tables.get("train", {}), where, "train"),
         evaluate=_config(EvaluateConfig, tables.get("evaluate", {}), where, "evaluate"),
+        average=_config(AverageConfig, tables.get("average", {}), where, "average"),
     )
 
 

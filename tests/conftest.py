@@ -1,4 +1,4 @@
-"""Shared by all tests: a recipe and a data set so small that a run takes a second, who is skipped, and limits of time."""
+"""Shared by all tests: a recipe and a data set so small that a run takes a second, skipped tests, and time limits."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (ROOT, os.environ.get("P
 
 
 TIME_LIMIT_S = {"quick": 120, "slow": 600}
-"""Of a test, wherever pytest-timeout is installed."""
+"""Time limit of a test, if pytest-timeout is installed."""
 
 
 def pytest_collection_modifyitems(config, items):
@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture
 def needs_sgd():
-    """Called with a precision, it skips the test where this PyTorch's SGD is wrong for its weights on a CPU."""
+    """Return a function that skips the test if this PyTorch's SGD on a CPU is wrong for weights of a precision."""
 
     def check(precision):
         import torch
@@ -61,7 +61,7 @@ def needs_sgd():
 
 @pytest.fixture
 def without_waiting():
-    """A context in which nothing may make the host wait for the device; of use on CUDA."""
+    """Return a context in which it is an error to make the host wait for a CUDA device."""
 
     @contextmanager
     def context():
@@ -79,9 +79,9 @@ def without_waiting():
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """Compiled code of the tests stays out of the user's cache folder, and that for one instruction set out of another's.
+    """Keep compiled code of the tests out of the user's cache folder, with a folder for each instruction set.
 
-    torch.compile's own cache does not ask for the instruction set: code made for AVX2 was seen to crash where AVX-512 is used.
+    torch.compile's own cache does not check the instruction set: code compiled for AVX2 crashed where AVX-512 is used.
     """
     import torch
 
@@ -101,7 +101,7 @@ def cifar10_source() -> Path:
 
 @pytest.fixture
 def one_thread():
-    """Threads only wait for each other at the sizes of tests: four times the time was seen on a busy machine of two cores."""
+    """Use one thread: at the sizes of tests, two threads on a busy machine of two cores took four times as long."""
     import torch
 
     threads = torch.get_num_threads()

@@ -14,13 +14,15 @@ from fastcifar.data.resident import ResidentLoader
 from fastcifar.display.console import Reporter
 from fastcifar.engine.backends import build_step
 from fastcifar.models import build_model
+from fastcifar.optim.averaging import build_average
 from fastcifar.optim.optimizers import build_optimizer
+from fastcifar.recipe import ImageSize
 from fastcifar.run.metrics import read_metrics
 from fastcifar.runtime.precision import PRECISIONS
 
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/<)-])(?:~|/[\w.-]+)/[\w.-]+")
 """A folder of this machine, which no result may name."""
-TIMES = "images_per_s", "train_seconds", "evaluate_seconds", "warm_up_seconds", "total_seconds"
+TIMES = "images_per_s", "seconds", "train_seconds", "evaluate_seconds", "warm_up_seconds", "total_seconds"
 """Keys of a row of the metrics, or of a summary, that differ between two equal runs."""
 
 
@@ -57,6 +59,22 @@ def timeless(run):
     return [without_times(row) for row in read_metrics(run.metrics)]
 
 
+PARTS = {
+    "ema": {"average": {"name": "ema", "decay": 0.8, "every": 2}},
+    "lookahead": {"average": {"name": "lookahead", "decay": 0.8, "power": 1.0, "every": 3}},
+    "sam": {"optimizer": {"sam_rho": 0.1}},
+    "keep": {"train": {"keep": 0.7}},
+    "image_sizes": {"train": {"image_sizes": (ImageSize(8, 0.5),)}},
+}
+"""Parts of a recipe that change what a step does: table -> key -> value."""
+
+
+def with_part(recipe, part):
+    """The recipe with one of PARTS."""
+    tables = {table: dataclasses.replace(getattr(recipe, table), **keys) for table, keys in PARTS[part].items()}
+    return dataclasses.replace(recipe, **tables)
+
+
 def make_step(recipe, dataset, backend="eager", device="cpu"):
     """(model, step) of a back end, from weights that are the same at each call."""
     torch.manual_seed(0)
@@ -64,5 +82,7 @@ def make_step(recipe, dataset, backend="eager", device="cpu"):
     optimizer = build_optimizer(model, recipe.optimizer)
     batch, seed = recipe.train.batch_size, recipe.train.seed
     dtype = PRECISIONS[recipe.train.precision].compute
-    loader = ResidentLoader(dataset.train, recipe.augment, batch_size=batch, seed=seed, device=device, dtype=dtype)
-    return model, build_step(model, optimizer, loader, recipe, backend)
+    options = {"batch_size": batch, "seed": seed, "device": device, "dtype": dtype, "keep": recipe.train.keep}
+    loader = ResidentLoader(dataset.train, recipe.augment, **options)
+    average = build_average(model, recipe.average, recipe.train.epochs * len(loader))
+    return model, build_step(model, optimizer, loader, recipe, backend, average=average)

@@ -1,6 +1,7 @@
 """The command line as a user meets it: in a process of its own, or where only what it says matters, in this one."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -32,7 +33,7 @@ finally:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("prep", "train", "eval", "info", "augment", "recipes", "bench"):
+    for command in ("prep", "train", "eval", "compare", "info", "augment", "recipes", "bench"):
         assert command in done.stdout
 
 
@@ -54,6 +55,14 @@ def test_recipes_lists_them_all_and_explains_one(here):
     _, listed, _ = here("recipes")
     assert all(name in listed for name in recipe_names())
     assert "optimizer.lr" in here("recipes", "seed")[1]
+
+
+def test_json_can_be_written_to_a_pipe(here, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    end = os.open(tmp_path / "pipe", os.O_RDWR | os.O_NONBLOCK)
+    assert here("recipes", "--json", tmp_path / "pipe")[0] == 0
+    assert json.loads(os.read(end, 2**16)).keys() == set(recipe_names())
+    os.close(end)
 
 
 def test_a_second_prep_with_nothing_changed_does_nothing_and_says_so(betons):
@@ -142,7 +151,7 @@ def test_bench_says_device_and_precision_in_its_first_line(here, monkeypatch):
     monkeypatch.setattr("fastcifar.bench.run", lambda *_, **__: [])
     first = here("bench", "step", "--set", "train.precision=pure_bf16", "--device", "cpu")[1].splitlines()[0]
     assert first.startswith("cpu: ")
-    assert ", pure_bf16 (as asked); contestants" in first
+    assert ", pure_bf16 (as asked); implementations" in first
 
 
 @pytest.mark.slow
@@ -187,6 +196,7 @@ def test_ctrl_c_ends_with_a_checkpoint_and_resume_goes_on(betons, tmp_path):
         (["train", "--resume", "nowhere"], "holds no run"),
         (["train", "--resume", "x", "--epochs", "3"], "run's own recipe"),
         (["eval", "nowhere"], "holds no run"),
+        (["compare", "nowhere", "elsewhere"], "nowhere: holds no summary.json"),
         (["info", "--device", "tpu"], "--device tpu"),
         (["prep", "nowhere"], "nowhere"),
         (["prep", "synthetic", "--val-fraction", "1.5"], "1.5"),

@@ -1,4 +1,7 @@
-"""Augmentation: policies (`policy`, `transforms`), draws (`philox`), PyTorch (`reference`, `batch`), Triton (`fused`)."""
+"""Augmentation: policies (`policy`, `transforms`), draws (`philox`), PyTorch (`reference`, `batch`), Triton (`fused`).
+
+Random erasing is also a module of its own (`erasing`), with a kernel and a reference.
+"""
 
 from fastcifar.augment.batch import IGNORE
 from fastcifar.augment.philox import Stream, epoch_order

@@ -25,7 +25,7 @@ def choose_augment(device: torch.device) -> tuple[str, str]:
     asked = os.environ.get(VARIABLE) or "auto"
     if asked not in ("auto", "fused", "reference"):
         raise UserError(f"{VARIABLE}={asked}: must be fused or reference, or not set")
-    missing = _missing(device)
+    missing = missing_for_kernels(device)
     if asked == "fused" and missing:
         raise UserError(f"{VARIABLE}=fused: {missing}")
     if asked != "auto":
@@ -35,7 +35,7 @@ def choose_augment(device: torch.device) -> tuple[str, str]:
     return "reference", missing or "Triton interprets, slowly"
 
 
-def _missing(device: torch.device) -> str:
+def missing_for_kernels(device: torch.device) -> str:
     """Say what is missing to run the kernels on `device`; "" if nothing."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"

@@ -59,8 +59,10 @@ def load_batch(
 
     draws = Draws(seed, epoch, index, policy.mixing.streams)
     partner = below(draws.words(policy.mixing.streams[0])[0], len(labels))
-    how = {"epoch": epoch, "seed": seed, "policy": Policy(policy.per_image), "dtype": torch.float32}
-    own, other = (augment(images_NHWC.index_select(0, i), i, **how) for i in (index, partner))
+    per_image = Policy(policy.per_image)
+    own, other = (
+        augment(images_NHWC.index_select(0, rows), rows, epoch=epoch, seed=seed, policy=per_image) for rows in (index, partner)
+    )
     mixed, weight = policy.mixing.mix(own, other, draws)
     weight, classes = weight.float()[:, None], torch.arange(num_classes, device=order.device)
     targets = weight * (label[:, None] == classes) + (1 - weight) * (labels[partner][:, None] == classes)

@@ -51,6 +51,6 @@ def policy_constants(policy: Policy, height: int, width: int, channels: int, blo
 
 
 def _size(height: int, width: int, channels: int) -> dict[str, int]:
-    """Constants of a size, and the offsets of green and blue from red's channel."""
+    """Return the constants of a size, and the offsets of green and blue from red's channel."""
     green, blue = (1, 2) if channels == 3 else (0, 0)
     return {"height": height, "width": width, "channels": channels, "green": green, "blue": blue}

@@ -1,296 +1,45 @@
-"""Random erasing as a module that replaces torchvision's: one Triton kernel and its PyTorch twin.
+"""Random erasing as a module that replaces torchvision's, on CUDA by one Triton kernel.
 
     import fastcifar as fc
 
     erase = fc.RandomErasing(p=0.5, scale=(0.02, 0.2), mean=0.5, std=0.5)
     images = erase(images)  # (B, 3, 32, 32) uint8 -> normalised, erased, bfloat16
 
-The rule is torchvision's, for each image of a batch: with probability p, up to ten attempts at an area uniform in `scale` and
-a ratio height / width log-uniform in `ratio`; the first box smaller than the image is overwritten
-(`transforms.erasing.erasing_boxes`).
-Zhong et al., Random Erasing Data Augmentation, 2017 (https://arxiv.org/abs/1708.04896).
-
-Box k of an image is drawn from Philox with the module's seed and the counter (position in the batch, call, stream, k).
-
-Shapes: images (B, C, H, W). The kernel sees a contiguous batch as B * C planes of H rows of W elements, and one in
-channels-last memory as B planes of H rows of W * C elements.
+`erasing_reference` holds the rule.
 """
 
-import math
 from collections.abc import Sequence
 from functools import cache
-from numbers import Number
 
 import torch
-import triton
-import triton.language as tl
 
-from fastcifar.augment import device, philox, transforms
-from fastcifar.augment.constants import Constants, transform_constants
-from fastcifar.augment.philox import MASK, philox4x32
-from fastcifar.augment.transforms.base import to_float
-from fastcifar.augment.transforms.erasing import NOISE_STREAM, erasing_boxes
+from fastcifar.augment import erasing_reference, transforms
+from fastcifar.augment.backend import missing_for_kernels
+from fastcifar.augment.erasing_reference import Parameters
+from fastcifar.augment.philox import MASK
+from fastcifar.runtime.errors import UserError
 
 DTYPES = torch.float32, torch.float16, torch.bfloat16
 
-TILE = 1024
-"""Elements that one warp copies at a time: enough loads in flight to hide the memory's latency."""
-BAND = 8192
-"""Least number of elements of an image per warp; larger images are shared by several warps."""
-FILL_ROWS, FILL_COLUMNS = 8, 16
-"""Pixels of a box filled at a time; most boxes of 32 x 32 images are smaller than two such tiles."""
 
+def _erase(images: torch.Tensor, out: torch.Tensor, state: torch.Tensor, parameters: Parameters) -> None:
+    if _kernel_runs_on(images.device):
+        from fastcifar.augment import erasing_fused  # not at the top: Triton may not be installed
 
-@triton.jit
-def _of_channel(VALUES: tl.constexpr, channel):
-    """VALUES[channel], float32 of the shape of `channel`; a single value is for all channels."""
-    value = tl.zeros_like(channel).to(tl.float32) + VALUES[0]
-    for c in tl.static_range(1, len(VALUES)):
-        value = tl.where(channel == c, VALUES[c], value)
-    return value
-
-
-@triton.jit
-def _copy(images_ptr, out_ptr, sample, top_row, end_row, boxes, E: tl.constexpr):
-    """Copy a band of a dense image in memory order: normalise, cast, and select a constant inside the boxes."""
-    FILL: tl.constexpr = E.fill
-    MEAN: tl.constexpr = E.mean
-    INVERSE_STD: tl.constexpr = E.inverse_std
-    INTERLEAVED: tl.constexpr = E.channels // E.planes
-    WIDTH: tl.constexpr = E.width * INTERLEAVED
-    rows, columns = tl.arange(0, E.block_rows)[:, None], tl.arange(0, E.block_columns)[None, :]
-    for plane in range(E.planes):
-        first_row = (sample.to(tl.int64) * E.planes + plane) * E.height
-        for row in range(top_row, end_row, E.block_rows):
-            for column in range(0, WIDTH, E.block_columns):
-                y, x = row + rows, (column + columns) // INTERLEAVED
-                channel = (column + columns) % E.channels if E.planes == 1 else tl.zeros_like(columns) + plane
-                offsets = ((first_row + row) * WIDTH + column) + (rows * WIDTH + columns)
-                mask = (y < E.height) & (column + columns < WIDTH)
-                pixels = tl.load(images_ptr + offsets, mask)
-                if E.normalizes:
-                    pixels = pixels.to(tl.float32) * E.unit - _of_channel(MEAN, channel)
-                    pixels = pixels * _of_channel(INVERSE_STD, channel)
-                pixels = pixels.to(out_ptr.dtype.element_ty)
-                if not E.noise:
-                    fill = _of_channel(FILL, channel).to(pixels.dtype)
-                    for k in tl.static_range(len(boxes)):
-                        top, left, height, width = boxes[k]
-                        inside = ((y >= top) & (y < top + height)) & ((x >= left) & (x < left + width))  # rows x columns
-                        pixels = tl.where(inside, fill, pixels)
-                tl.store(out_ptr + offsets, pixels, mask)
-
-
-@triton.jit
-def _fill(
-    out_ptr, channel_stride, row_stride, column_stride, sample, seed, call, top, left, bottom, right, E: tl.constexpr
-):  # fmt: skip
-    """Fill rows `top` to `bottom` - 1 and columns `left` to `right` - 1 of the image at `out_ptr`."""
-    FILL: tl.constexpr = E.fill
-    GROUPS: tl.constexpr = (E.channels + 3) // 4
-    rows, columns = tl.arange(0, E.fill_rows)[:, None], tl.arange(0, E.fill_columns)[None, :]
-    for row in range(top, bottom, E.fill_rows):
-        for column in range(left, right, E.fill_columns):
-            y, x = row + rows, column + columns
-            mask = (y < bottom) & (x < right)
-            pixel_ptr = out_ptr + (y.to(tl.int64) * row_stride + x.to(tl.int64) * column_stride)
-            for group in range(GROUPS):
-                if E.noise:
-                    number = (y * E.width + x) * GROUPS + group
-                    zero = tl.zeros_like(number)
-                    words = tl.philox(seed, zero + sample, zero + call.to(tl.int32), zero + E.box.noise_stream, number)
-                    noise = device.normals(words[0], words[1], words[2], words[3])
-                for j in tl.static_range(4):
-                    channel = group * 4 + j
-                    if channel < E.channels:
-                        fill = noise[j] if E.noise else _of_channel(FILL, tl.zeros_like(mask.to(tl.int32)) + channel)
-                        fill = fill.to(out_ptr.dtype.element_ty)
-                        tl.store(pixel_ptr + tl.cast(channel, tl.int64) * channel_stride, fill, mask)
-
-
-@triton.jit
-def _erasing_kernel(
-    images_ptr, out_ptr, state_ptr, sample_stride, channel_stride, row_stride, column_stride, E: tl.constexpr
-):  # fmt: skip
-    """One warp for each band of rows of each image: copies it (E.copies), then erases its part of the boxes.
-
-    A copy of dense images writes a constant in the same pass. Noise, and everything in place, is written to the boxes only, by
-    the strides of `out_ptr`. E: see `specialize`.
-    """
-    sample, top_row = tl.program_id(0), tl.program_id(1) * E.band_rows
-    end_row = tl.minimum(top_row + E.band_rows, E.height)
-    seed, call = tl.load(state_ptr), tl.load(state_ptr + 1)
-    BOX: tl.constexpr = E.box
-    COUNT: tl.constexpr = E.count
-    boxes = ()
-    for k in tl.static_range(COUNT):
-        lane, words = device.draw_words(seed, sample, call, k)
-        boxes = boxes + (BOX.kernel_draw(BOX, (), lane, words),)  # noqa: RUF005 (Triton)
-    if E.copies:
-        _copy(images_ptr, out_ptr, sample, top_row, end_row, boxes, E)
-    if E.noise or not E.copies:
-        if E.copies:
-            tl.debug_barrier()  # a thread overwrites pixels that others have copied
-        image_ptr = out_ptr + sample.to(tl.int64) * sample_stride
-        for k in tl.static_range(COUNT):
-            top, left, height, width = boxes[k]
-            first, last = tl.maximum(top, top_row), tl.minimum(top + height, end_row)
-            _fill(
-                image_ptr, channel_stride, row_stride, column_stride, sample, seed, call,
-                first, left, last, left + width, E,
-            )  # fmt: skip
+        return erasing_fused.erase_batch(images, out, state, parameters)
+    worker = torch.utils.data.get_worker_info()
+    if worker is not None:  # every DataLoader worker has a copy of the module, and from torch a new seed every epoch
+        state = state ^ torch.tensor([worker.seed & MASK, 0], device=state.device)
+    return erasing_reference.erase_batch(images, out, state, parameters)
 
 
 @cache
-def specialize(
-    shape: tuple[int, int, int],
-    planes: int,
-    p: float,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    value: tuple[float, ...],
-    count: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    unit: float,
-    copies: bool,
-) -> Constants:
-    """Return the kernel's constants for images of `shape` (C, H, W) and the arguments of `launch`."""
-    channels, height, width = shape
-    row = width * channels // planes
-    widest = row & -row  # the largest power of two that divides a row: blocks of that width waste no lane
-    block_columns = min(widest, TILE) if widest >= 16 else min(triton.next_power_of_2(row), 32)
-    block_rows = min(triton.next_power_of_2(height), TILE // block_columns)
-    return Constants(
-        "Erasing",
-        box=transform_constants(transforms.RandomErasing(p, scale, ratio), height, width, channels),
-        count=count,
-        channels=channels,
-        height=height,
-        width=width,
-        planes=planes,
-        noise=not value,
-        fill=value or (0.0,),
-        copies=copies,
-        normalizes=bool(mean),
-        unit=unit,
-        mean=mean or (0.0,),
-        inverse_std=tuple(1 / s for s in std) or (1.0,),
-        band_rows=block_rows * max(1, BAND // (block_rows * row * planes)),
-        block_rows=block_rows,
-        block_columns=block_columns,
-        fill_rows=FILL_ROWS,
-        fill_columns=FILL_COLUMNS,
-    )
-
-
-def launch(
-    images: torch.Tensor,
-    out: torch.Tensor,
-    state: torch.Tensor,
-    p: float,
-    scale: Sequence[float],
-    ratio: Sequence[float],
-    value: Sequence[float],
-    count: int,
-    mean: Sequence[float] = (),
-    std: Sequence[float] = (),
-) -> None:
-    """Normalise and erase `images` into `out` with the kernel; in place if both are the same tensor.
-
-    Args:
-        images: (B, C, H, W) uint8, float32, float16 or bfloat16; contiguous or channels-last unless it is `out`.
-        out: (B, C, H, W) float32, float16 or bfloat16, in the memory order of `images`.
-        state: (2,) int64 on the device: seed, call.
-        value: one number or one for each channel; empty for standard normal noise.
-        count: boxes per image.
-        mean, std: one number or one for each channel; empty for no normalisation. uint8 is divided by 255 first.
-    """
-    batch, channels, height, width = images.shape
-    if not images.numel():
-        return
-    planes = channels if out.is_contiguous() else 1
-    box = p, tuple(scale), tuple(ratio), tuple(value), count
-    unit = 1 / 255 if images.dtype == torch.uint8 else 1.0
-    constants = specialize((channels, height, width), planes, *box, tuple(mean), tuple(std), unit, images is not out)
-    with torch.cuda.device_of(images):  # Triton launches on the current device
-        _erasing_kernel[(batch, triton.cdiv(height, constants.band_rows))](
-            images, out, state, *out.stride(), E=constants,
-            num_warps=1, enable_fp_fusion=False,  # fused, a side could round to another pixel than in the twin
-        )  # fmt: skip
-
-
-def twin(
-    images: torch.Tensor,
-    out: torch.Tensor,
-    state: torch.Tensor,
-    p: float,
-    scale: Sequence[float],
-    ratio: Sequence[float],
-    value: Sequence[float],
-    count: int,
-    mean: Sequence[float] = (),
-    std: Sequence[float] = (),
-) -> None:
-    """Do the work of `launch` in PyTorch, for images of any strides. It synchronises."""
-    if images is not out:
-        pixels = images
-        if mean:
-            mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std))
-            pixels = (to_float(images).float() - mean) / std
-        out.copy_(pixels)
-    seed, call = state.tolist()
-    call &= MASK
-    boxes = draw_boxes(seed, call, images.shape, p, scale, ratio, count, images.device)
-    sample, y, x = _inside(boxes, images.shape).nonzero(as_tuple=True)
-    if value:
-        fill = torch.tensor(value, device=images.device)
-    else:
-        channels, width = images.shape[1], images.shape[3]
-        groups = math.ceil(channels / 4)
-        group = (y * width + x)[:, None] * groups + torch.arange(groups, device=images.device)
-        words = philox4x32(seed, sample[:, None], call, NOISE_STREAM, group)
-        fill = philox.normals(words).flatten(1)[:, :channels]
-    out[sample, :, y, x] = fill.to(out.dtype)
-
-
-def draw_boxes(
-    seed: int,
-    call: int,
-    shape: torch.Size,
-    p: float,
-    scale: Sequence[float],
-    ratio: Sequence[float],
-    count: int,
-    device: torch.device | str = "cpu",
-) -> torch.Tensor:
-    """Draw the boxes of a batch of `shape` (B, C, H, W): (B, count, 4) int64, top, left, height, width; all 0 for none."""
-    index, box = torch.arange(shape[0], device=device)[:, None, None], torch.arange(count, device=device)[:, None]
-    streams = torch.tensor(transforms.RandomErasing.streams, device=device)
-    whether, *_ = words = philox4x32(seed, index, call, streams, box)  # (B, count, 1 + attempts)
-    boxes = erasing_boxes([word[..., 1:].flatten(0, 1) for word in words], scale, ratio, tuple(shape[2:]))
-    return boxes.view(-1, count, 4) * (philox.uniform(whether[..., :1]) < p)
-
-
-def _inside(boxes: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Mask of the pixels in any of an image's boxes: (B, H, W) bool."""
-    top, left, height, width = boxes[..., None].unbind(2)
-    y, x = (torch.arange(size, device=boxes.device) for size in shape[2:])
-    rows, columns = (y >= top) & (y < top + height), (x >= left) & (x < left + width)
-    return (rows[..., None] & columns[:, :, None]).any(1)
-
-
-def _erase(images: torch.Tensor, out: torch.Tensor, state: torch.Tensor, *parameters) -> None:
-    if images.is_cuda:
-        return launch(images, out, state, *parameters)
-    worker = torch.utils.data.get_worker_info()
-    if worker is not None:  # every DataLoader worker has a copy of the module, and from torch a new seed every epoch
-        state = state ^ torch.tensor([worker.seed & MASK, 0])
-    return twin(images, out, state, *parameters)
+def _kernel_runs_on(device: torch.device) -> bool:
+    return device.type == "cuda" and not missing_for_kernels(device)
 
 
 def _memory_format(images: torch.Tensor) -> torch.memory_format:
-    """Channels-last for images that are only that, contiguous for all others."""
+    """Return channels-last for images that are only that, contiguous for all others."""
     last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format
 
@@ -310,13 +59,14 @@ def _random_erasing(
 ) -> torch.Tensor:
     layout = _memory_format(images)
     out = torch.empty_like(images, dtype=dtype, memory_format=layout)
-    _erase(images.contiguous(memory_format=layout), out, state, p, scale, ratio, value, count, mean, std)
+    parameters = Parameters(p, tuple(scale), tuple(ratio), tuple(value), count, tuple(mean), tuple(std))
+    _erase(images.contiguous(memory_format=layout), out, state, parameters)
     return out
 
 
 @_random_erasing.register_fake
-def _(images, state, p, scale, ratio, value, count, mean, std, dtype):
-    return torch.empty_like(images, dtype=dtype, memory_format=_memory_format(images))
+def _(images: torch.Tensor, *others: object) -> torch.Tensor:
+    return torch.empty_like(images, dtype=others[-1], memory_format=_memory_format(images))
 
 
 @torch.library.custom_op("fastcifar::random_erasing_", mutates_args=("images",))
@@ -329,7 +79,7 @@ def _random_erasing_(
     value: Sequence[float],
     count: int,
 ) -> None:
-    _erase(images, images, state, p, scale, ratio, value, count)
+    _erase(images, images, state, Parameters(p, tuple(scale), tuple(ratio), tuple(value), count))
 
 
 class BatchRandomErasing(torch.nn.Module):
@@ -352,8 +102,7 @@ class BatchRandomErasing(torch.nn.Module):
         seed: any integer of 64 bits. Default: drawn from torch's global generator.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an argument out of its bounds, or `inplace` with another option that must make a copy.
+        UserError: an impossible argument, or `inplace` with another option that must make a copy.
     """
 
     def __init__(
@@ -378,13 +127,13 @@ class BatchRandomErasing(torch.nn.Module):
         self.register_buffer("state", torch.tensor([seed, 0]))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Erase, with other draws at every call; see `erase`."""
+        """Erase with new draws at every call; see `erase`."""
         erased = self.erase(images)
         self.state[1] += 1
         return erased
 
     def erase(self, images: torch.Tensor) -> torch.Tensor:
-        """Erase, with the draws of the next call of the module, which stay the next ones.
+        """Erase with the draws of the next call of the module, and do not count this as a call.
 
         Args:
             images: (B, C, H, W), or (C, H, W) for one image; float32, float16 or bfloat16, or uint8 where the module
@@ -402,7 +151,7 @@ class BatchRandomErasing(torch.nn.Module):
         if self.state.device != images.device:
             self.state = self.state.to(images.device)
         batch = images if images.ndim == 4 else images[None]
-        parameters = (float(self.p), [float(x) for x in self.scale], [float(x) for x in self.ratio], value, self.count)
+        parameters = (float(self.p), _numbers(self.scale), _numbers(self.ratio), value, self.count)
         if self.inplace:
             _random_erasing_(batch, self.state, *parameters)
         else:
@@ -416,44 +165,22 @@ class BatchRandomErasing(torch.nn.Module):
 
 
 def _numbers(value: float | Sequence[float] | str | None) -> list[float]:
-    """One number or one for each channel as a list, which is empty for "random" and None."""
+    """Convert one number, or one for each channel, to a list; "random" and None to an empty one."""
     if value is None or isinstance(value, str):
         return []
     return [float(v) for v in value] if isinstance(value, Sequence) else [float(value)]
 
 
-NUMBER, NUMBERS = Number, Number | tuple | list
-KINDS = {
-    "p": (NUMBER, "a number"),
-    "scale": (Sequence, "a sequence of two numbers"),
-    "ratio": (Sequence, "a sequence of two numbers"),
-    "value": (NUMBERS | str, 'a number, a sequence or "random"'),
-    "count": (int, "a whole number"),
-    "mean": (NUMBERS | None, "a number, a sequence or None"),
-    "std": (NUMBERS | None, "a number, a sequence or None"),
-}
-
-
 def _check(module: BatchRandomErasing) -> None:
-    """Wrong types are refused as by torchvision, impossible values as in a policy."""
-    for name, (kind, words) in KINDS.items():
-        argument = getattr(module, name)
-        if not isinstance(argument, kind):
-            raise TypeError(f"RandomErasing: {name} = {argument!r}: must be {words}")
+    """Raise UserError if an argument is impossible; transforms of policies check those that they have too."""
+    transforms.RandomErasing(module.p, module.scale, module.ratio, module.value)
+    transforms.Normalize(module.mean, module.std)
+    if type(module.count) is not int or module.count < 1:
+        raise UserError(f"RandomErasing: count = {module.count}: must be a whole number of at least 1")
     if module.dtype not in (None, *DTYPES):
-        raise TypeError(f"RandomErasing: dtype = {module.dtype}: must be one of {', '.join(map(str, DTYPES))}")
-    value, mean, std = (tuple(v) if isinstance(v, list) else v for v in (module.value, module.mean, module.std))
-    transforms.RandomErasing(module.p, tuple(module.scale), tuple(module.ratio), value)
-    if value == ():
-        raise ValueError("RandomErasing: value = (): must hold a number")
-    if module.count < 1:
-        raise ValueError(f"RandomErasing: count = {module.count}: must be at least 1")
-    if (mean is None) != (std is None):
-        raise ValueError(f"RandomErasing: mean = {mean}, std = {std}: must be given both or neither")
-    if mean is not None:
-        transforms.Normalize(mean, std)
-    if module.inplace and (mean is not None or module.dtype is not None):
-        raise ValueError("RandomErasing: inplace = True: must come without mean, std and dtype, which make a copy")
+        raise UserError(f"RandomErasing: dtype = {module.dtype}: must be one of {', '.join(map(str, DTYPES))}")
+    if module.inplace and (module.mean is not None or module.dtype is not None):
+        raise UserError("RandomErasing: inplace = True: must come without mean, std and dtype, which make a copy")
 
 
 def _check_images(images: torch.Tensor, **values: list[float]) -> None:

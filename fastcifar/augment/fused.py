@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastcifar.augment import device
+from fastcifar.augment import triton_functions
 from fastcifar.augment.batch import IGNORE, refuse_mixing
 from fastcifar.augment.constants import Constants, policy_constants
 from fastcifar.augment.policy import Policy
@@ -24,14 +24,14 @@ DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32:
 
 @triton.jit
 def _output(P: tl.constexpr, own, partner, drawn, y, x, mask, c: tl.constexpr):
-    """(red, green, blue) float32 of an output pixel; `own` and `partner` are images as of `device.value`."""
+    """Compute (red, green, blue) float32 of an output pixel; `own` and `partner` are images as in `triton_functions.value`."""
     LAST: tl.constexpr = P.last
     MIXING: tl.constexpr = P.mixing
-    red, green, blue = device.value(LAST, own, y, x, mask, c)
+    red, green, blue = triton_functions.value(LAST, own, y, x, mask, c)
     if MIXING is None:
         return red, green, blue
     else:
-        r, g, b = device.value(LAST, partner, y, x, mask, c)
+        r, g, b = triton_functions.value(LAST, partner, y, x, mask, c)
         return MIXING.kernel_mix(MIXING, drawn, y, x, red, green, blue, r, g, b)
 
 
@@ -71,19 +71,19 @@ def _augment_kernel(
     present = position < length
     sample = tl.load(order_ptr + position, mask=present, other=0)
     label = tl.where(present, tl.load(labels_ptr + sample), P.ignored)
-    lane, words = device.draw_words(seed, sample, epoch, 0)
+    lane, words = triton_functions.draw_words(seed, sample, epoch, 0)
     image = row.to(tl.int64) if STREAMED else sample
     key, image_ptr = (seed, sample, epoch), images_ptr + image * P.image_bytes
-    own = (image_ptr, key, device.parameters(LAST, image_ptr, key, lane, words))
+    own = (image_ptr, key, triton_functions.parameters(LAST, image_ptr, key, lane, words))
 
     if MIXING is None:
         partner, drawn = own, ()
         tl.store(targets_ptr + row, label)
     else:
-        other = tl.umulhi(device.pick(lane, words[0], MIXING.stream), count.to(tl.uint32)).to(tl.int64)
-        other_lane, other_words = device.draw_words(seed, other, epoch, 0)
+        other = tl.umulhi(triton_functions.pick(lane, words[0], MIXING.stream), count.to(tl.uint32)).to(tl.int64)
+        other_lane, other_words = triton_functions.draw_words(seed, other, epoch, 0)
         other_key, other_ptr = (seed, other, epoch), images_ptr + other * P.image_bytes
-        partner = (other_ptr, other_key, device.parameters(LAST, other_ptr, other_key, other_lane, other_words))
+        partner = (other_ptr, other_key, triton_functions.parameters(LAST, other_ptr, other_key, other_lane, other_words))
         weight, drawn = MIXING.kernel_draw(MIXING, own, lane, words)
         classes = tl.arange(0, P.class_block)
         target = tl.where(classes == label, weight, 0.0) + tl.where(classes == tl.load(labels_ptr + other), 1.0 - weight, 0.0)

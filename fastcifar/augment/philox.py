@@ -48,7 +48,7 @@ def philox4x32(
         Four int64 tensors of the broadcast shape, each in 0 .. 2**32 - 1.
     """
     low, high = seed & MASK, seed >> 32 & MASK
-    c0, c1, c2, c3 = sample & MASK, epoch, stream, group
+    c0, c1, c2, c3 = sample & MASK, epoch & MASK, stream, group
     for _ in range(ROUNDS):
         product0, product1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
         c0, c1, c2, c3 = (

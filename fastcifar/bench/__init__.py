@@ -5,8 +5,8 @@
     rows = run(["augment", "step"], torch.device("cpu"), fc.load_recipe("seed"))
     rows[0].median, rows[0].unit, rows[0].share_of_floor
 
-A *subject* (augment) has *cases* (the seed recipe's policy at batch 512), and a case has *contestants* (fastcifar, kornia),
-which run in interleaved rounds: see `run_interleaved`. Every contestant gets one `Measurement`.
+A *subject* (augment) has *cases* (the seed recipe's policy at batch 512), and a case has *implementations* (fastcifar,
+kornia), which run in interleaved rounds: see `run_interleaved`. Each implementation of a case gets one `Measurement`.
 """
 
 from fastcifar.bench.setting import TINY, Size

@@ -17,9 +17,9 @@ from PIL import Image
 from fastcifar import augment as p
 from fastcifar.augment import Policy
 from fastcifar.bench import peers
-from fastcifar.bench.interleaved import Case, Contestant, Work
-from fastcifar.bench.limits import policy_limit
-from fastcifar.bench.setting import PIXELS, Setting, random_split, whole_batches
+from fastcifar.bench.bounds import policy_roofline
+from fastcifar.bench.interleaved import Case, Implementation, Work, throughput_case
+from fastcifar.bench.setting import IMAGE_BYTES, Setting, random_split, whole_batches
 from fastcifar.bench.timing import REPLAYS, captured, past_the_cache
 from fastcifar.data.resident import ResidentLoader
 
@@ -34,39 +34,28 @@ def cases(setting: Setting) -> list[Case]:
 
 def _case(setting: Setting, name: str, policy: Policy, batch: int) -> Case:
     device, dtype, size = setting.device, setting.dtype, setting.size
-    count = max(past_the_cache(batch * PIXELS, device), whole_batches(size.images, batch))
+    count = max(past_the_cache(batch * IMAGE_BYTES, device), whole_batches(size.images, batch))
     slow = whole_batches(size.slow_images, batch)
     many, few = (policy, batch, count, device, dtype), (policy, batch, slow, device, dtype)
-    contestants = [Contestant("fastcifar", functools.partial(ours, *many), ours=True)]
+    implementations = [Implementation("fastcifar", functools.partial(ours, *many), ours=True)]
     if device.type == "cuda":
-        contestants.append(Contestant("fastcifar captured", functools.partial(graph, *many), ours=True))
-    contestants += [
-        Contestant("torchvision v2", functools.partial(v2, *few)),
-        Contestant("kornia", functools.partial(kornia, *few)),
+        implementations.append(Implementation("fastcifar captured", functools.partial(graph, *many), ours=True))
+    implementations += [
+        Implementation("torchvision v2", functools.partial(v2, *few)),
+        Implementation("kornia", functools.partial(kornia, *few)),
     ]
     if device.type == "cpu":
-        contestants.append(Contestant("torchvision PIL", functools.partial(pil, policy, size.slow_images)))
-    return Case(
-        subject="augment",
-        name=name,
-        batch_size=batch,
-        unit="images/s",
-        device=device,
-        limit=lambda: policy_limit(policy, dtype, device),
-        contestants=tuple(contestants),
-        rounds=size.rounds,
-    )
+        implementations.append(Implementation("torchvision PIL", functools.partial(pil, policy, size.slow_images)))
+    return throughput_case(setting, "augment", name, batch, lambda: policy_roofline(policy, dtype, device), implementations)
 
 
-@contextmanager
-def ours(policy: Policy, batch: int, count: int, device: torch.device, dtype: torch.dtype) -> Iterator[Work]:
+def ours(policy: Policy, batch: int, count: int, device: torch.device, dtype: torch.dtype) -> Work:
     loader, run = _loader(policy, batch, count, device, dtype)
-    yield Work(run, count * batch, note=lambda: f"{loader.augment} augmentation")
+    return Work(run, count * batch, note=lambda: f"{loader.augment} augmentation")
 
 
-@contextmanager
-def graph(policy: Policy, batch: int, count: int, device: torch.device, dtype: torch.dtype) -> Iterator[Work]:
-    """Time the kernel alone: each batch has its own state, so the graph does not advance the loader's position."""
+def graph(policy: Policy, batch: int, count: int, device: torch.device, dtype: torch.dtype) -> Work:
+    """Capture the kernel alone: each batch has its own state, so the graph does not advance the loader's position."""
     loader, _ = _loader(policy, batch, count, device, dtype)
     states = [loader.state.clone() for _ in range(count)]
     for position, state in enumerate(states):
@@ -78,29 +67,27 @@ def graph(policy: Policy, batch: int, count: int, device: torch.device, dtype: t
             images.append(loader.load()[0])
         return images
 
-    yield Work(captured(run), REPLAYS * count * batch)
+    return Work(captured(run), REPLAYS * count * batch)
 
 
 def _loader(
     policy: Policy, batch: int, count: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[ResidentLoader, Callable[[], list[torch.Tensor]]]:
-    """A loader of `count` batches, and a function that makes them all; it keeps them, as freed memory is reused from cache."""
+    """Build a loader of `count` batches, and a function that makes and keeps them all: freed memory would be in the cache."""
     loader = ResidentLoader(random_split(count * batch), policy, batch_size=batch, device=device, dtype=dtype)
     return loader, lambda: [loader.batch(position)[0] for position in range(count)]
 
 
-@contextmanager
-def v2(policy: Policy, batch: int, count: int, device: torch.device, dtype: torch.dtype) -> Iterator[Work]:
-    yield _batched(peers.v2_policy(policy, dtype), batch, count, device, note=peers.ONE_DRAW)
+def v2(policy: Policy, batch: int, count: int, device: torch.device, dtype: torch.dtype) -> Work:
+    return _batched(peers.v2_policy(policy, dtype), batch, count, device, note=peers.ONE_DRAW)
 
 
-@contextmanager
-def kornia(policy: Policy, batch: int, count: int, device: torch.device, dtype: torch.dtype) -> Iterator[Work]:
-    yield _batched(peers.kornia_policy(policy, dtype), batch, count, device)
+def kornia(policy: Policy, batch: int, count: int, device: torch.device, dtype: torch.dtype) -> Work:
+    return _batched(peers.kornia_policy(policy, dtype), batch, count, device)
 
 
 def _batched(apply: peers.Batches, batch: int, count: int, device: torch.device, note: str = "") -> Work:
-    """Work of a peer that takes batches (B, 3, H, W) uint8 in channels-last memory on the device."""
+    """Make the work of a peer that takes batches (B, 3, H, W) uint8 in channels-last memory on the device."""
     images = torch.from_numpy(random_split(count * batch).images).to(device)
     batches = images.permute(0, 3, 1, 2).split(batch)
     return Work(lambda: [apply(part) for part in batches], count * batch, note=lambda: note)

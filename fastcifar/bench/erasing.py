@@ -8,8 +8,7 @@ image by image.
 """
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,11 +17,12 @@ from torchvision.transforms import v2
 
 from fastcifar import augment as p
 from fastcifar.augment import Policy
-from fastcifar.augment.erasing import RandomErasing, draw_boxes
+from fastcifar.augment.erasing import RandomErasing
+from fastcifar.augment.erasing_reference import Parameters, draw_boxes
 from fastcifar.bench import peers
-from fastcifar.bench.interleaved import Case, Contestant, Work
-from fastcifar.bench.limits import Limit, copy_limit, policy_limit
-from fastcifar.bench.setting import PIXELS, SHAPE, Setting, random_split, whole_batches
+from fastcifar.bench.bounds import Bound, copy_roofline, policy_roofline
+from fastcifar.bench.interleaved import Case, Implementation, Work, throughput_case
+from fastcifar.bench.setting import IMAGE_BYTES, SHAPE, Setting, random_split, whole_batches
 from fastcifar.bench.timing import REPLAYS, captured, past_the_cache
 
 SCALE, RATIO = (0.02, 0.33), (0.3, 3.3)
@@ -38,14 +38,14 @@ class Mode:
     Attributes:
         given: dtype of the input batches.
         ours, theirs: build the modules; theirs by the peer's name.
-        limit: see `Case`.
+        bound: see `Case`.
     """
 
     name: str
     given: torch.dtype
     ours: Build
     theirs: dict[str, Build]
-    limit: Callable[[], Limit]
+    bound: Callable[[], Bound]
 
 
 def cases(setting: Setting) -> list[Case]:
@@ -56,23 +56,23 @@ def cases(setting: Setting) -> list[Case]:
 
 def _copy(device: torch.device) -> Mode:
     dtype = _float_dtype(device)
-    size = PIXELS * dtype.itemsize
+    size = IMAGE_BYTES * dtype.itemsize
     theirs = {**_torchvision(device), "kornia": _kornia}
-    return Mode("copy", dtype, RandomErasing, theirs, lambda: copy_limit(size, size, device))
+    return Mode("copy", dtype, RandomErasing, theirs, lambda: copy_roofline(size, size, device))
 
 
 def _in_place(device: torch.device) -> Mode:
     dtype = _float_dtype(device)
     ours = functools.partial(RandomErasing, inplace=True)
     theirs = {**_torchvision(device, inplace=True), "timm": lambda: _timm(device)}
-    return Mode("in place", dtype, ours, theirs, lambda: boxes_limit(dtype, device))
+    return Mode("in place", dtype, ours, theirs, lambda: boxes_roofline(dtype, device))
 
 
 def _uint8(setting: Setting) -> Mode:
     policy, dtype = Policy((p.Normalize(0.5, 0.5), p.RandomErasing())), setting.dtype
     ours = functools.partial(RandomErasing, mean=0.5, std=0.5, dtype=dtype)
     theirs = {"torchvision v2": lambda: peers.v2_policy(policy, dtype), "kornia": lambda: peers.kornia_policy(policy, dtype)}
-    return Mode("uint8", torch.uint8, ours, theirs, lambda: policy_limit(policy, dtype, setting.device))
+    return Mode("uint8", torch.uint8, ours, theirs, lambda: policy_roofline(policy, dtype, setting.device))
 
 
 def _float_dtype(device: torch.device) -> torch.dtype:
@@ -81,42 +81,34 @@ def _float_dtype(device: torch.device) -> torch.dtype:
 
 def _case(setting: Setting, mode: Mode, batch: int) -> Case:
     device, size = setting.device, setting.size
-    least = past_the_cache(batch * PIXELS * mode.given.itemsize, device)
+    least = past_the_cache(batch * IMAGE_BYTES * mode.given.itemsize, device)
     many, few = max(least, whole_batches(size.images, batch)), whole_batches(size.slow_images, batch)
 
-    def contestant(name: str, build: Build, count: int, **options: bool) -> Contestant:
+    def implementation(name: str, build: Build, count: int, **options: bool) -> Implementation:
         ready = functools.partial(erase, build, lambda: _batches(mode.given, batch, count, device), **options)
-        return Contestant(name, ready, ours=build is mode.ours)
+        return Implementation(name, ready, ours=build is mode.ours)
 
-    contestants = [contestant("fastcifar", mode.ours, many)]
+    implementations = [implementation("fastcifar", mode.ours, many)]
     if device.type == "cuda":
-        contestants.append(contestant("fastcifar captured", mode.ours, many, graph=True))
-    contestants += [contestant(name, build, few, one_draw=name == "torchvision v2") for name, build in mode.theirs.items()]
-    return Case(
-        subject="erasing",
-        name=mode.name,
-        batch_size=batch,
-        unit="images/s",
-        device=device,
-        limit=mode.limit,
-        contestants=tuple(contestants),
-        rounds=size.rounds,
-    )
+        implementations.append(implementation("fastcifar captured", mode.ours, many, graph=True))
+    implementations += [
+        implementation(name, build, few, one_draw=name == "torchvision v2") for name, build in mode.theirs.items()
+    ]
+    return throughput_case(setting, "erasing", mode.name, batch, mode.bound, implementations)
 
 
-def boxes_limit(dtype: torch.dtype, device: torch.device) -> Limit:
-    """Images/s of writing the boxes only, by their mean area over 10,000 images."""
+def boxes_roofline(dtype: torch.dtype, device: torch.device) -> Bound:
+    """Bound the images/s of writing the boxes only, by their mean area over 10,000 images."""
     shape = torch.Size((10_000, SHAPE[2], *SHAPE[:2]))
-    boxes = draw_boxes(0, 0, shape, 0.5, SCALE, RATIO, 1)
+    boxes = draw_boxes(0, 0, shape, Parameters(0.5, SCALE, RATIO))
     area = boxes[..., 2].mul(boxes[..., 3]).double().mean().item()
-    return copy_limit(0, round(area * SHAPE[2] * dtype.itemsize), device)
+    return copy_roofline(0, round(area * SHAPE[2] * dtype.itemsize), device)
 
 
-@contextmanager
 def erase(
     build: Build, make_batches: Callable[[], tuple[torch.Tensor, ...]], *, graph: bool = False, one_draw: bool = False
-) -> Iterator[Work]:
-    """Erase every batch; with `graph`, replay a CUDA graph of our kernel alone."""
+) -> Work:
+    """Make the work of erasing every batch; with `graph`, by replaying a CUDA graph of our kernel alone."""
     module, batches = build(), make_batches()
     module = module.erase if graph and isinstance(module, RandomErasing) else module
 
@@ -124,11 +116,11 @@ def erase(
         return [module(images) for images in batches]
 
     images = sum(map(len, batches)) * (REPLAYS if graph else 1)
-    yield Work(captured(run) if graph else run, images, note=lambda: peers.ONE_DRAW if one_draw else "")
+    return Work(captured(run) if graph else run, images, note=lambda: peers.ONE_DRAW if one_draw else "")
 
 
 def _batches(dtype: torch.dtype, batch: int, count: int, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """`count` batches (B, 3, H, W) in channels-last memory, in 0 .. 1 unless they are uint8."""
+    """Make `count` batches (B, 3, H, W) in channels-last memory, in 0 .. 1 unless they are uint8."""
     pixels = torch.from_numpy(random_split(count * batch).images).to(device).permute(0, 3, 1, 2)
     return (pixels if dtype == torch.uint8 else pixels.to(dtype).div_(255)).split(batch)
 

@@ -1,25 +1,26 @@
-"""Interleaved rounds: contestants that do the same work run one round each, again and again.
+"""Interleaved rounds: implementations of the same work run one round each, again and again.
 
 Whatever slows the machine for a while slows all of them, so the ratio of two adjacent rounds compares the two programs.
 """
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 
 import torch
 
-from fastcifar.bench.limits import Limit
+from fastcifar.bench.bounds import Bound
 from fastcifar.bench.peers import Unavailable
+from fastcifar.bench.setting import Setting
 from fastcifar.runtime.measurement import Measurement, figure, speed_ratio
 from fastcifar.runtime.timing import Clock
 
 
 @dataclass(frozen=True)
-class Work:
-    """One contestant's work in a round.
+class Work(AbstractContextManager):
+    """One implementation's work in a round; as a context, one with nothing to clean up.
 
     Attributes:
         run: does the work; on CUDA it need not synchronise.
@@ -31,14 +32,17 @@ class Work:
     amount: int
     note: Callable[[], str] = str
 
+    def __exit__(self, *_: object) -> None:
+        pass
+
 
 @dataclass(frozen=True)
-class Contestant:
+class Implementation:
     """A program that is measured.
 
     Attributes:
         name: as in the tables.
-        ready: a context whose work is ready to be timed; it may raise `Unavailable`.
+        ready: makes a context whose work is ready to be timed; it may raise `Unavailable`.
         ours: part of fastcifar. A peer's error becomes its note and the others go on; an error of ours is a bug, and raised.
     """
 
@@ -49,12 +53,12 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Case:
-    """Contestants to compare on the same work; the ratios of a case are relative to its first contestant.
+    """Implementations to compare on the same work; ratios are relative to the first.
 
     Attributes:
         subject, name, batch_size, unit: see `Measurement`.
         device: whose clock is read.
-        limit: computes the limit of the work; called only if something was measured, as it may measure the peak rates first.
+        bound: computes the roofline, or the floor; called only if something was measured, as it may measure the peaks first.
         rounds, warm_up: counted rounds, and warm-up rounds, which run first and are not counted.
     """
 
@@ -63,8 +67,8 @@ class Case:
     batch_size: int | None
     unit: str
     device: torch.device
-    limit: Callable[[], Limit]
-    contestants: tuple[Contestant, ...]
+    bound: Callable[[], Bound]
+    implementations: tuple[Implementation, ...]
     rounds: int
     warm_up: int = 2
 
@@ -74,15 +78,29 @@ class Case:
         return self.name if self.batch_size is None else f"{self.name}, batch {self.batch_size}"
 
 
+def throughput_case(
+    setting: Setting,
+    subject: str,
+    name: str,
+    batch_size: int | None,
+    bound: Callable[[], Bound],
+    implementations: Sequence[Implementation],
+    warm_up: int = 2,
+) -> Case:
+    """Build a case in images/s with the device and the rounds of `setting`."""
+    rounds, device = setting.size.rounds, setting.device
+    return Case(subject, name, batch_size, "images/s", device, bound, tuple(implementations), rounds, warm_up)
+
+
 def run_interleaved(case: Case) -> list[Measurement]:
-    """Measure every contestant of a case, in their order."""
-    runners = [_Runner(contestant, case.device) for contestant in case.contestants]
+    """Measure every implementation of a case; return a row for each, in their order."""
+    runners = [_Runner(implementation, case.device) for implementation in case.implementations]
     with ExitStack() as stack:
         for runner in runners:
             stack.callback(runner.stop)
             runner.start(case.warm_up)
         for number in range(case.rounds):
-            first = number % len(runners)  # rotated, so that no contestant always runs after the same one
+            first = number % len(runners)  # rotated, so that no implementation always runs after the same one
             for runner in runners[first:] + runners[:first]:
                 runner.run_round()
         return _measurements(case, runners)
@@ -90,7 +108,7 @@ def run_interleaved(case: Case) -> list[Measurement]:
 
 def _measurements(case: Case, runners: list["_Runner"]) -> list[Measurement]:
     rounds = [tuple(figure(runner.work.amount, seconds, case.unit) for seconds in runner.seconds) for runner in runners]
-    limit = case.limit() if any(rounds) else None
+    bound = case.bound() if any(rounds) else None
     rows = []
     for runner, own in zip(runners, rounds, strict=True):
         paired = own and rounds[0] and runner is not runners[0]
@@ -99,12 +117,12 @@ def _measurements(case: Case, runners: list["_Runner"]) -> list[Measurement]:
                 subject=case.subject,
                 case=case.name,
                 batch_size=case.batch_size,
-                variant=runner.contestant.name,
+                variant=runner.implementation.name,
                 unit=case.unit,
                 rounds=own,
                 warm_up_s=runner.warm_up_s,
-                floor=limit.value if limit and own else None,
-                floor_of=limit.of if limit else "",
+                floor=bound.value if bound and own else None,
+                floor_of=bound.of if bound else "",
                 ratio=speed_ratio(rounds[0], own, case.unit) if paired else None,
                 note=runner.work.note() if runner.work else runner.failure,
             )
@@ -113,7 +131,7 @@ def _measurements(case: Case, runners: list["_Runner"]) -> list[Measurement]:
 
 
 class _Runner:
-    """A contestant with its times.
+    """An implementation with its times.
 
     Attributes:
         seconds: of every counted round; empty after a failure.
@@ -121,8 +139,8 @@ class _Runner:
         work: None before the start and after a failure.
     """
 
-    def __init__(self, contestant: Contestant, device: torch.device) -> None:
-        self.contestant, self.clock = contestant, Clock(device)
+    def __init__(self, implementation: Implementation, device: torch.device) -> None:
+        self.implementation, self.clock = implementation, Clock(device)
         self.threads = torch.get_num_threads()
         self.seconds: list[float] = []
         self.warm_up_s = 0.0
@@ -149,7 +167,7 @@ class _Runner:
         torch.set_num_threads(self.threads)
 
     def _prepare(self) -> None:
-        self.work = self.resources.enter_context(self.contestant.ready())
+        self.work = self.resources.enter_context(self.implementation.ready())
 
     def _time(self) -> float:
         torch.set_num_threads(self.threads)  # FFCV changes the number for the whole process
@@ -160,7 +178,7 @@ class _Runner:
     def _attempt(self, action: Callable[[], object]) -> None:
         if self.failure:
             return
-        if self.contestant.ours:
+        if self.implementation.ours:
             try:
                 return action()
             except (Unavailable, torch.OutOfMemoryError) as error:
@@ -172,7 +190,7 @@ class _Runner:
                 self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        """Record the error, and free the memory for the other contestants."""
+        """Record the error, and free the memory for the other implementations."""
         if isinstance(error, Unavailable):
             self.failure = str(error)
         elif isinstance(error, torch.OutOfMemoryError):

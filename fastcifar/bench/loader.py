@@ -16,8 +16,8 @@ import torch
 from fastcifar import augment as p
 from fastcifar.augment import Policy
 from fastcifar.bench import peers
-from fastcifar.bench.interleaved import Case, Contestant, Work
-from fastcifar.bench.limits import policy_limit
+from fastcifar.bench.bounds import policy_roofline
+from fastcifar.bench.interleaved import Case, Implementation, Work, throughput_case
 from fastcifar.bench.setting import Setting, random_split, whole_batches
 from fastcifar.data.beton import write_beton
 from fastcifar.data.resident import ResidentLoader
@@ -34,28 +34,18 @@ def cases(setting: Setting) -> list[Case]:
 def _case(setting: Setting, name: str, policy: Policy, batch: int) -> Case:
     device, dtype, size = setting.device, setting.dtype, setting.size
     count, slow = (whole_batches(images, batch) * batch for images in (size.images, size.slow_images))
-    contestants = [
-        Contestant("fastcifar", functools.partial(resident, policy, batch, count, device, dtype), ours=True),
-        Contestant("fastcifar streaming", functools.partial(streaming, policy, batch, count, device, dtype), ours=True),
-        Contestant("DataLoader, torchvision PIL", functools.partial(pil, policy, batch, slow, device)),
+    implementations = [
+        Implementation("fastcifar", functools.partial(resident, policy, batch, count, device, dtype), ours=True),
+        Implementation("fastcifar streaming", functools.partial(streaming, policy, batch, count, device, dtype), ours=True),
+        Implementation("DataLoader, torchvision PIL", functools.partial(pil, policy, batch, slow, device)),
     ]
     if name == "crop+flip":
-        contestants.append(Contestant("FFCV", functools.partial(ffcv, batch, count, device, dtype)))
-    return Case(
-        subject="loader",
-        name=name,
-        batch_size=batch,
-        unit="images/s",
-        device=device,
-        limit=lambda: policy_limit(policy, dtype, device),
-        contestants=tuple(contestants),
-        rounds=size.rounds,
-    )
+        implementations.append(Implementation("FFCV", functools.partial(ffcv, batch, count, device, dtype)))
+    return throughput_case(setting, "loader", name, batch, lambda: policy_roofline(policy, dtype, device), implementations)
 
 
-@contextmanager
-def resident(policy: Policy, batch: int, count: int, device: torch.device, dtype: torch.dtype) -> Iterator[Work]:
-    yield _epochs(ResidentLoader(random_split(count), policy, batch_size=batch, device=device, dtype=dtype))
+def resident(policy: Policy, batch: int, count: int, device: torch.device, dtype: torch.dtype) -> Work:
+    return _epochs(ResidentLoader(random_split(count), policy, batch_size=batch, device=device, dtype=dtype))
 
 
 @contextmanager

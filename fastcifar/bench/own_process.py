@@ -1,4 +1,4 @@
-"""A contestant in its own process, as its users run it.
+"""An implementation in its own process, as its users run it.
 
 Part of fastcifar's speed is a setting of the whole process (`fastcifar.runtime.memory.keep_freed_memory`), which a peer in the
 same process would share.

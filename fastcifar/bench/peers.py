@@ -41,7 +41,7 @@ Batches = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Unavailable(Exception):
-    """A contestant cannot run here; the message says in one line why, and what to install if that helps."""
+    """An implementation cannot run here; the message says in one line why, and what to install if that helps."""
 
 
 def require(package: str) -> ModuleType:
@@ -111,7 +111,7 @@ def kornia_policy(policy: Policy, dtype: torch.dtype) -> Batches:
 
 
 def _window(transform: RandomCrop) -> tuple[int, int]:
-    """Height and width of the crop; torchvision and kornia have no crop as large as the image by default."""
+    """Return height and width of the crop; torchvision and kornia do not default to the size of the image."""
     return transform.window(*SHAPE[:2])[:2]
 
 
@@ -122,7 +122,7 @@ def _number(transform: RandomErasing) -> float:
 
 
 def workers() -> BaseContext:
-    """Context whose processes fork from a clean one with torch imported: quick to start, without our threads and CUDA."""
+    """Return a context whose processes fork from one with torch imported: quick to start, without our threads and CUDA."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context

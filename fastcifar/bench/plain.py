@@ -24,7 +24,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class PlainTraining:
     """Trainer of the recipe's model with plain PyTorch.
 
-    It is in no reference cycle: its workers exit as soon as it is deleted, and not while another contestant is timed.
+    It is in no reference cycle: its workers exit as soon as it is deleted, and not while another implementation is timed.
 
     Raises:
         Unavailable: PyTorch has no such optimizer or transform.
@@ -50,7 +50,7 @@ class PlainTraining:
         return self.score()
 
     def score(self) -> float:
-        """Accuracy on the validation split, 0 to 1."""
+        """Compute the accuracy on the validation split, 0 to 1."""
         self.model.eval()
         with torch.no_grad():
             batches = map(self._moved, self.validation)

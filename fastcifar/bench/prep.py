@@ -5,6 +5,7 @@ named by $FASTCIFAR_SOURCE: read, split, write, read back, hash and describe.
 """
 
 import contextlib
+import dataclasses
 import functools
 import io
 import os
@@ -16,10 +17,10 @@ from tempfile import TemporaryDirectory
 import torch
 
 from data_prep import prepare
-from fastcifar.bench.interleaved import Case, Contestant, Work
-from fastcifar.bench.limits import copy_limit
+from fastcifar.bench.bounds import copy_roofline
+from fastcifar.bench.interleaved import Case, Implementation, Work, throughput_case
 from fastcifar.bench.peers import CORES, Unavailable, require
-from fastcifar.bench.setting import PIXELS, Setting, random_split
+from fastcifar.bench.setting import IMAGE_BYTES, Setting, random_split
 from fastcifar.data.beton import write_beton
 
 CPU = torch.device("cpu")
@@ -27,23 +28,15 @@ CPU = torch.device("cpu")
 
 def cases(setting: Setting) -> list[Case]:
     """List both cases, which always run on the host."""
-    ours = Contestant("fastcifar", functools.partial(write, setting.size.images), ours=True)
-    ffcv = Contestant("FFCV DatasetWriter", functools.partial(ffcv_write, setting.size.images))
-    return [_case(setting, "write", ours, ffcv), _case(setting, "whole", Contestant("fastcifar", whole, ours=True))]
+    setting = dataclasses.replace(setting, device=CPU)
+    ours = Implementation("fastcifar", functools.partial(write, setting.size.images), ours=True)
+    ffcv = Implementation("FFCV DatasetWriter", functools.partial(ffcv_write, setting.size.images))
+    return [_case(setting, "write", ours, ffcv), _case(setting, "whole", Implementation("fastcifar", whole, ours=True))]
 
 
-def _case(setting: Setting, name: str, *contestants: Contestant) -> Case:
-    return Case(
-        subject="prep",
-        name=name,
-        batch_size=None,
-        unit="images/s",
-        device=CPU,
-        limit=lambda: copy_limit(PIXELS, PIXELS, CPU),
-        contestants=contestants,
-        rounds=setting.size.rounds,
-        warm_up=1,
-    )
+def _case(setting: Setting, name: str, *implementations: Implementation) -> Case:
+    roofline = functools.partial(copy_roofline, IMAGE_BYTES, IMAGE_BYTES, CPU)
+    return throughput_case(setting, "prep", name, None, roofline, implementations, warm_up=1)
 
 
 @contextmanager
@@ -76,8 +69,7 @@ def ffcv_write(count: int) -> Iterator[Work]:
         yield Work(run, count)
 
 
-@contextmanager
-def whole() -> Iterator[Work]:
+def whole() -> Work:
     source = os.environ.get("FASTCIFAR_SOURCE")
     if not source:
         raise Unavailable("no source is given; name one with FASTCIFAR_SOURCE=...")
@@ -86,4 +78,4 @@ def whole() -> Iterator[Work]:
         with TemporaryDirectory() as folder:  # a new one per round: prep skips what exists already
             return sum(prepare(source, Path(folder, "betons")).manifest.counts.values())
 
-    yield Work(run, run(), note=lambda: f"of {Path(source).name}")
+    return Work(run, run(), note=lambda: f"of {Path(source).name}")

@@ -1,6 +1,7 @@
 """Recipe, device and amount of work of the measurements, and their random images."""
 
 import functools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +14,14 @@ from fastcifar.runtime.precision import PRECISIONS
 
 SHAPE = 32, 32, 3
 """(H, W, C) of CIFAR's images."""
-PIXELS = 3 * 32 * 32
+IMAGE_BYTES = math.prod(SHAPE)
+"""Bytes of a uint8 image, one per element."""
 CLASSES = 10
 
 
 @dataclass(frozen=True)
 class Size:
-    """Amount of work in the measurement of a subject.
+    """Amount of work per subject.
 
     Attributes:
         rounds: counted rounds.
@@ -72,7 +74,7 @@ class Setting:
 
     @property
     def dtype(self) -> torch.dtype:
-        """dtype of a batch's images."""
+        """The dtype of a batch's images."""
         return PRECISIONS[self.recipe.train.precision].compute
 
     @property
@@ -81,19 +83,19 @@ class Setting:
 
 
 def whole_batches(images: int, batch: int) -> int:
-    """Number of batches that `images` fill, at least one."""
+    """Return the number of batches that `images` fill, at least one."""
     return max(1, images // batch)
 
 
 @functools.lru_cache(maxsize=2)
 def random_split(count: int) -> Split:
-    """Random pixels and labels, always the same; not to be written to. Not zeros, which some devices compute faster."""
+    """Make random pixels and labels, always the same, not to be written to. With zeros, some devices would be faster."""
     rng = np.random.default_rng(0)
     return Split(rng.integers(0, 256, (count, *SHAPE), dtype=np.uint8), rng.integers(0, CLASSES, count))
 
 
 def random_dataset(train: int, scored: int) -> Dataset:
-    """Data set of random images; `scored` is the size of its validation and its test split, and 0 omits both."""
+    """Make a data set of random images; `scored` is the size of its validation and its test split, and 0 omits both."""
     counts = {"train": train, "val": scored, "test": scored}
     splits = {name: random_split(count) if count else None for name, count in counts.items()}
     manifest = Manifest(

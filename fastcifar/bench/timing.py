@@ -12,7 +12,7 @@ REPLAYS = 4
 
 
 def captured(run: Callable[[], list[torch.Tensor]]) -> Callable[[], list[torch.Tensor]]:
-    """Capture `run` as a CUDA graph; return a function that replays it `REPLAYS` times, without the host's time.
+    """Capture `run` as a CUDA graph; return a function that replays it `REPLAYS` times, without the host's work.
 
     Raises:
         Unavailable: `run` cannot be captured.
@@ -34,7 +34,7 @@ def captured(run: Callable[[], list[torch.Tensor]]) -> Callable[[], list[torch.T
 
 
 def past_the_cache(bytes_each: int, device: torch.device) -> int:
-    """Number of batches that fill a GPU's L2 cache four times, so that each is read from memory; 1 on a CPU."""
+    """Return the number of batches that fill a GPU's L2 cache four times, so that each is read from memory; 1 on a CPU."""
     if device.type == "cpu":
         return 1
     return -(-4 * torch.cuda.get_device_properties(device).L2_cache_size // bytes_each)

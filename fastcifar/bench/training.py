@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from fastcifar.bench.interleaved import Case, Contestant, Work
-from fastcifar.bench.limits import run_limit, step_limit
+from fastcifar.bench.bounds import run_floor, step_roofline
+from fastcifar.bench.interleaved import Case, Implementation, Work
 from fastcifar.bench.own_process import in_own_process
 from fastcifar.bench.peers import CORES
 from fastcifar.bench.plain import PlainTraining, train_step
-from fastcifar.bench.setting import PIXELS, SHAPE, Setting, random_dataset, whole_batches
+from fastcifar.bench.setting import IMAGE_BYTES, SHAPE, Setting, random_dataset, whole_batches
 from fastcifar.bench.timing import past_the_cache
 from fastcifar.display.console import Reporter
 from fastcifar.engine.engine import Engine
@@ -102,18 +102,19 @@ def train_cases(setting: Setting) -> list[Case]:
 def _step_case(setting: Setting, batch: int) -> Case:
     device, warm_up = setting.device, 2
     steps = whole_batches(setting.size.images, batch)
-    batches = max(STEP_BATCHES, past_the_cache(batch * PIXELS, device))
+    batches = max(STEP_BATCHES, past_the_cache(batch * IMAGE_BYTES, device))
     enough = -(-steps * (setting.size.rounds + warm_up) // batches)
     job = Job(_recipe(setting, batch, max(setting.recipe.train.epochs, enough)), batches * batch, 0, device)
     backends = {"fastcifar": "auto"}
     if device.type == "cuda":
         backends |= {"fastcifar compiled": "compiled", "fastcifar eager": "eager"}
     ours = [
-        Contestant(name, functools.partial(engine_steps, job, backend, steps), ours=True) for name, backend in backends.items()
+        Implementation(name, functools.partial(engine_steps, job, backend, steps), ours=True)
+        for name, backend in backends.items()
     ]
     theirs = [
-        Contestant(PLAIN, _isolated(functools.partial(plain_steps, job, steps), device)),
-        Contestant("eager PyTorch as the recipe", functools.partial(recipe_steps, job, steps)),
+        Implementation(PLAIN, _isolated(functools.partial(plain_steps, job, steps), device)),
+        Implementation("eager PyTorch as the recipe", functools.partial(recipe_steps, job, steps)),
     ]
     return Case(
         subject="step",
@@ -121,8 +122,8 @@ def _step_case(setting: Setting, batch: int) -> Case:
         batch_size=batch,
         unit="steps/s",
         device=device,
-        limit=lambda: step_limit(job.macs, batch, device, job.recipe.train.precision),
-        contestants=(*ours, *theirs),
+        bound=lambda: step_roofline(job.macs, batch, device, job.recipe.train.precision),
+        implementations=(*ours, *theirs),
         rounds=setting.size.rounds,
         warm_up=warm_up,
     )
@@ -131,7 +132,7 @@ def _step_case(setting: Setting, batch: int) -> Case:
 def _run_case(
     setting: Setting, subject: str, job: Job, name: str, passes: tuple[int, int], ours: Ready, theirs: Ready
 ) -> Case:
-    """Build a case that times a whole run; `passes` over the images trained on, and over those scored."""
+    """Build a case that times a whole run; `passes`: over the images trained on, and over those scored."""
     recipe = job.recipe
     trained, scored = passes[0] * job.trained, passes[1] * job.scored * VIEW_COUNTS[recipe.evaluate.tta]
     return Case(
@@ -140,10 +141,10 @@ def _run_case(
         batch_size=recipe.train.batch_size,
         unit="s",
         device=job.device,
-        limit=lambda: run_limit(job.macs, trained, scored, job.device, recipe.train.precision),
-        contestants=(
-            Contestant("fastcifar", functools.partial(ours, job), ours=True),
-            Contestant(f"{PLAIN}, DataLoader", _isolated(functools.partial(theirs, job), job.device)),
+        bound=lambda: run_floor(job.macs, trained, scored, job.device, recipe.train.precision),
+        implementations=(
+            Implementation("fastcifar", functools.partial(ours, job), ours=True),
+            Implementation(f"{PLAIN}, DataLoader", _isolated(functools.partial(theirs, job), job.device)),
         ),
         rounds=setting.size.rounds,
         warm_up=1,
@@ -151,7 +152,7 @@ def _run_case(
 
 
 def _isolated(ready: Callable[[], AbstractContextManager[Work]], device: torch.device) -> Callable[..., Any]:
-    """Move a contestant to its own process on a CPU; not on CUDA, whose events cannot time another process."""
+    """Move an implementation to its own process on a CPU; not on CUDA, whose events cannot time another process."""
     return functools.partial(in_own_process, ready) if device.type == "cpu" else ready
 
 
@@ -172,10 +173,9 @@ def _recipe(setting: Setting, batch: int, epochs: int) -> Recipe:
     return dataclasses.replace(recipe, schedule=schedule, train=train)
 
 
-@contextmanager
-def engine_steps(job: Job, backend: str, steps: int) -> Iterator[Work]:
+def engine_steps(job: Job, backend: str, steps: int) -> Work:
     engine = job.engine(backend)
-    yield Work(lambda: engine.step.run(steps), steps, note=lambda: _describe(engine))
+    return Work(lambda: engine.step.run(steps), steps, note=lambda: _describe(engine))
 
 
 def _describe(engine: Engine) -> str:
@@ -183,15 +183,13 @@ def _describe(engine: Engine) -> str:
     return f"{step}, {engine.loader.augment} augmentation, {engine.recipe.train.precision}"
 
 
-@contextmanager
-def plain_steps(job: Job, steps: int) -> Iterator[Work]:
+def plain_steps(job: Job, steps: int) -> Work:
     plain = PlainTraining(job.recipe, job.device)
     images, labels = _ready_batch(job)
-    yield Work(lambda: [plain.step(images, labels) for _ in range(steps)], steps)
+    return Work(lambda: [plain.step(images, labels) for _ in range(steps)], steps)
 
 
-@contextmanager
-def recipe_steps(job: Job, steps: int) -> Iterator[Work]:
+def recipe_steps(job: Job, steps: int) -> Work:
     """Train with the recipe's arithmetic, without the engine."""
     recipe, device = job.recipe, job.device
     model = to_weights_dtype(build_model(recipe.model), recipe.train.precision)
@@ -206,7 +204,7 @@ def recipe_steps(job: Job, steps: int) -> Iterator[Work]:
             for _ in range(steps):
                 step(images, labels)
 
-    yield Work(run, steps, note=lambda: f"{recipe.train.precision}, channels last")
+    return Work(run, steps, note=lambda: f"{recipe.train.precision}, channels last")
 
 
 def _ready_batch(job: Job) -> tuple[torch.Tensor, torch.Tensor]:
@@ -215,8 +213,7 @@ def _ready_batch(job: Job) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(shape, device=job.device), labels
 
 
-@contextmanager
-def engine_epochs(job: Job) -> Iterator[Work]:
+def engine_epochs(job: Job) -> Work:
     engine = job.engine()
     evaluator = engine.evaluator("val")
 
@@ -225,7 +222,7 @@ def engine_epochs(job: Job) -> Iterator[Work]:
         evaluator.run()
         return evaluator.score().loss
 
-    yield Work(run, job.trained, note=lambda: _describe(engine))
+    return Work(run, job.trained, note=lambda: _describe(engine))
 
 
 @contextmanager
@@ -236,17 +233,17 @@ def plain_epochs(job: Job) -> Iterator[Work]:
         yield Work(plain.epoch, job.trained, note=_workers)
 
 
-@contextmanager
-def our_training(job: Job) -> Iterator[Work]:
+def our_training(job: Job) -> Work:
     dataset = random_dataset(job.trained, job.scored)
-    how = {"device": str(job.device), "loader": "resident"}
     summaries = []
 
     def run() -> RunSummary:
         if job.device.type == "cuda":
             torch.compiler.reset()  # compile as a new process would, and stay below the recompilation limit
         with TemporaryDirectory() as folder:
-            summaries.append(train(job.recipe, dataset, Path(folder, "run"), reporter=Reporter.silent(), **how).summary)
+            out, device = Path(folder, "run"), str(job.device)
+            result = train(job.recipe, dataset, out, device=device, loader="resident", reporter=Reporter.silent())
+        summaries.append(result.summary)
         return summaries[-1]
 
     def note() -> str:
@@ -254,7 +251,7 @@ def our_training(job: Job) -> Iterator[Work]:
         parts = {"warm-up": last.warm_up_seconds, "train": last.train_seconds, "evaluate": last.evaluate_seconds}
         return "in the last run " + ", ".join(f"{name} {seconds:.3g} s" for name, seconds in parts.items())
 
-    yield Work(run, job.trained, note)
+    return Work(run, job.trained, note)
 
 
 @contextmanager

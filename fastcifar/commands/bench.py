@@ -44,8 +44,8 @@ def bench(
         check_format("--plot", plot)
     loaded, why = loaded.resolved(where)
     print(
-        f"{where}: {device_name(where)}, {loaded.train.precision} ({why}); contestants take turns; a ratio is the median over "
-        "pairs of rounds\n"
+        f"{where}: {device_name(where)}, {loaded.train.precision} ({why}); implementations take turns; a ratio is the median "
+        "over pairs of rounds\n"
     )
     if warning := emulation_warning(loaded.train.precision, where):
         print(warning)

@@ -17,11 +17,16 @@ OPTIONS = {"backend": "--step"}
 
 def check_writable(option: typer.CallbackParam, path: Path | None) -> Path | None:
     """Refuse a file that cannot be written, before the work begins."""
-    if path:
-        folder = next((parent for parent in path.absolute().parents if parent.exists()), path)
-        if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise UserError(f"{option.opts[0]} {path}: no file can be written there")
+    if path and not _writable(path):
+        raise UserError(f"{option.opts[0]} {path}: no file can be written there")
     return path
+
+
+def _writable(path: Path) -> bool:
+    if path.exists() and not path.is_file():  # a folder, or a pipe or device, which is not replaced
+        return not path.is_dir() and os.access(path, os.W_OK)
+    folder = next((parent for parent in path.resolve().parents if parent.exists()), path)
+    return folder.is_dir() and os.access(folder, os.W_OK)
 
 
 Json = Annotated[
@@ -44,7 +49,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
 def prepared_data(data: Path | None) -> Path | None:
-    """The folder asked for, or `betons` where `fastcifar prep` wrote it; else None."""
+    """Return the folder asked for, or `betons` if `fastcifar prep` wrote it, or None."""
     return data or (Path("betons") if Path("betons", "dataset.json").is_file() else None)
 
 

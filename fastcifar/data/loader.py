@@ -4,7 +4,7 @@ Position: batch number `step` of the run is batch `step % len(loader)` of epoch 
 `position`. The device has it in `state`, which `load` reads, so that a captured CUDA graph loads the right batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -100,6 +100,17 @@ class Loader:
     def load(self) -> Batch:
         """Return the batch at the position; the position does not move."""
         raise NotImplementedError
+
+    def record(self, losses: torch.Tensor) -> None:
+        """Tell the loader each image's loss, (B,) float32, of the batch at the position."""
+
+    def recorded(self) -> dict[str, torch.Tensor]:
+        """Return what the loader knows of the losses and a checkpoint must hold; {} if it chooses no images by them."""
+        return {}
+
+    def restore(self, position: int, recorded: Mapping[str, torch.Tensor]) -> None:
+        """Go to batch number `position` of a run whose loader had `recorded`."""
+        self.seek(position)
 
     def batch(self, number: int) -> Batch:
         """Return batch `number` of the selected epoch, 0 to `len(self) - 1`."""

@@ -4,12 +4,14 @@ Shapes: N images in the split, B images per batch, H x W pixels, C channels.
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 
 from fastcifar.augment import Policy, epoch_order
 from fastcifar.data.dataset import Split
 from fastcifar.data.loader import Batch, Loader
+from fastcifar.runtime.errors import UserError
 from fastcifar.runtime.shard import WHOLE, Shard
 
 PORTION = 2**26
@@ -33,6 +35,7 @@ class ResidentLoader(Loader):
         dtype: of a batch's images: float32, float16 or bfloat16.
         shuffle: training (True) or evaluation (False).
         num_classes: K; by default the largest label plus one.
+        keep: share of the images in a training epoch; below 1, those of high loss are preferred, see `preferring_hard`.
         shard: this rank's part of every training batch, or of the images to evaluate; B above is then its share.
 
     Attributes:
@@ -54,6 +57,7 @@ class ResidentLoader(Loader):
         dtype: torch.dtype = torch.float32,
         shuffle: bool = True,
         num_classes: int | None = None,
+        keep: float = 1.0,
         shard: Shard = WHOLE,
     ) -> None:
         super().__init__(
@@ -70,11 +74,35 @@ class ResidentLoader(Loader):
         )
         on_host = self.labels.device.type == "cpu"
         self.images = torch.from_numpy(split.images) if on_host else uploaded(split, self.labels.device)
+        if shuffle and batch_size > round(keep * len(split.labels)):
+            raise UserError(f"train.batch_size = {batch_size}: larger than an epoch of train.keep = {keep}; choose a smaller")
+        self.keep = keep
+        self.image_losses = torch.full((len(split.labels),), math.inf, device=self.labels.device)
+        """The loss of each image when it was last trained on; infinite before."""
         self.order = self._order_of(0)
 
     def load(self) -> Batch:
         """Return the batch at the position; the position does not move. Nothing comes from the host: it can be captured."""
         return self._make_batch(self.images)
+
+    def record(self, losses: torch.Tensor) -> None:
+        if self.keep < 1:
+            batch = self.state[2] * self.batch_size + torch.arange(self.batch_size, device=losses.device)
+            self.image_losses.index_copy_(0, self.order.index_select(0, batch), losses)
+
+    def recorded(self) -> dict[str, torch.Tensor]:
+        return {"image_losses": self.image_losses, "order": self.order} if self.keep < 1 else {}
+
+    def restore(self, position: int, recorded: Mapping[str, torch.Tensor]) -> None:
+        if self.keep < 1:
+            self.image_losses.copy_(recorded["image_losses"])
+        self.seek(position)
+        if self.keep < 1 and position % len(self):  # the losses have changed since the epoch began
+            self.order.copy_(recorded["order"])
+
+    def reseed(self, seed: int) -> None:
+        self.image_losses.fill_(math.inf)
+        super().reseed(seed)
 
     def _select_epoch(self, epoch: int) -> None:
         if self.shuffle:
@@ -83,8 +111,25 @@ class ResidentLoader(Loader):
     def _order_of(self, epoch: int) -> torch.Tensor:
         device, count = self.labels.device, len(self.labels)
         if self.shuffle:
-            return self.shard.of_training(epoch_order(self.seed, epoch, count, device), self.global_batch_size)
+            order = epoch_order(self.seed, epoch, count, device)
+            if self.keep < 1:
+                order = preferring_hard(order, self.image_losses, round(self.keep * count))
+            return self.shard.of_training(order, self.global_batch_size)
         return self.shard.of_evaluation(torch.arange(count, device=device))
+
+
+def preferring_hard(order: torch.Tensor, losses: torch.Tensor, count: int) -> torch.Tensor:
+    """Choose `count` images of a shuffled order (N,): first those with at least the mean loss, then others at random.
+
+    As InfoBatch (Qin et al., 2024, https://arxiv.org/abs/2303.04947), but of a fixed number, and without its larger weights
+    for the easy images that stay. The images not seen yet count as hard. The order of those chosen stays.
+
+    Args:
+        losses: (N,) of each image when it was last seen; infinite for one not seen yet.
+    """
+    hard = (losses >= losses.mean())[order]
+    chosen = torch.argsort(hard, descending=True, stable=True)[:count]
+    return order[chosen.sort().values]
 
 
 def uploaded(split: Split, device: torch.device, portion: int = PORTION) -> torch.Tensor:

@@ -84,7 +84,7 @@ class Reporter:
     def finish(self, run: Path, summary: RunSummary) -> None:
         """Print the run directory and its summary."""
         test = "no test split" if summary.test_accuracy is None else f"test accuracy {summary.test_accuracy:.2%}"
-        seconds = {"total": summary.total_seconds, "warm-up": summary.warm_up_seconds}
+        seconds = {"total": summary.total_seconds, "warm-up": summary.warm_up_seconds, "run": summary.seconds}
         seconds |= {"train": summary.train_seconds, "evaluate": summary.evaluate_seconds}
         times = ", ".join(f"{name} {spent:.1f} s" for name, spent in seconds.items() if spent > 0 or name != "warm-up")
         self.line(f"{run}: {test}; {times}; {summary.images_per_s:,.0f} images/s")

@@ -10,7 +10,7 @@ from fastcifar.display.console import plain_console
 def print_info(described: dict[str, Any], *, layers: bool) -> None:
     """Print the result of `fastcifar.profiling.info.describe`; with `layers`, the table of layers first."""
     console = plain_console()
-    model, env, rates = described["model"], described["environment"], described["ceilings"]
+    model, env, rates = described["model"], described["environment"], described["peaks"]
     if layers:
         console.print(_layers(model["layers"]))
     seconds = described["floor_seconds"]

@@ -1,7 +1,6 @@
 """Measurements of `fastcifar bench` on the console, in markdown and in JSON."""
 
 import datetime
-import importlib.metadata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastcifar.display.console import plain_console
-from fastcifar.runtime.environment import environment
+from fastcifar.runtime.environment import environment, version_of
 from fastcifar.runtime.measurement import SECONDS, Measurement
 
 COLUMNS = "case", "batch", "variant", "median", "min .. max", "of the roofline", "fastcifar is", "warm-up"
@@ -84,17 +83,17 @@ def _share(share: float | None) -> str:
 
 
 def footnotes(rows: Sequence[Measurement]) -> list[str]:
-    """List each roofline (or floor) of one subject once, then each contestant's note: how it ran, or why it did not."""
+    """List each roofline (or floor) of one subject once, then each implementation's note: how it ran, or why it did not."""
     cases: dict[str, list[str]] = {}
     for row in rows:
         if row.case not in cases.setdefault(row.floor_of, []):
             cases[row.floor_of].append(row.case)
     what = "floor" if rows[0].unit == SECONDS else "roofline"
-    limits = [f"{what} of {', '.join(names)}: {of}" for of, names in cases.items() if of]
+    lines = [f"{what} of {', '.join(names)}: {of}" for of, names in cases.items() if of]
     if any((row.share_of_floor or 0) > 1 for row in rows):
-        limits.append(f"{ABOVE} above 100 %: it did less work than the {what} counts; see its note, or data stayed in a cache")
+        lines.append(f"{ABOVE} above 100 %: it did less work than the {what} counts; see its note, or data stayed in a cache")
     notes = [f"{row.variant}{'' if row.rounds else ' not measured'}: {row.note}" for row in rows if row.note]
-    return list(dict.fromkeys(limits + notes))
+    return list(dict.fromkeys(lines + notes))
 
 
 def document(rows: Iterable[Measurement], device: torch.device, command: str) -> dict[str, Any]:
@@ -103,7 +102,7 @@ def document(rows: Iterable[Measurement], device: torch.device, command: str) ->
         "command": command,
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "environment": environment(device),
-        "peers": {name: _version(name) for name in PEERS},
+        "peers": {name: version_of(name) for name in PEERS},
         "measurements": [row.to_json() for row in rows],
     }
 
@@ -126,10 +125,3 @@ def _line(row: Sequence[str]) -> str:
 def number(value: float) -> str:
     """Format with three significant digits, or all digits before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

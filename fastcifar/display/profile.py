@@ -60,7 +60,7 @@ def _top(rows: list[dict[str, Any]], step: float) -> Table:
 
 
 def _rates(found: Mapping[str, Any]) -> Table:
-    peak, table = found["ceilings"], Table.grid(padding=(0, 2))
+    peak, table = found["peaks"], Table.grid(padding=(0, 2))
     flops, peak_flops = found["flops_per_s"] / 1e12, peak["flops_per_s"] / 1e12
     moved, copied = found["bytes_per_s"] / 1e9, peak["bytes_per_s"] / 1e9
     table.add_row(" arithmetic", f"{flops:.3g} of {peak_flops:.3g} TFLOP/s: model FLOP utilisation {found['utilisation']:.1%}")
@@ -71,7 +71,7 @@ def _rates(found: Mapping[str, Any]) -> Table:
 
 def plot_roofline(found: Mapping[str, Any], path: Path) -> None:
     """Draw the roofline, and below it the step and its convolutions: FLOP/s over FLOP per byte moved."""
-    peak = found["ceilings"]
+    peak = found["peaks"]
     points = {"step": (found["flops"], found["bytes"]["step"], found["step_seconds"])}
     if seconds := found["groups"].get("convolution and matrix product"):
         points["convolutions"] = (found["flops"], found["bytes"]["convolution"], seconds)

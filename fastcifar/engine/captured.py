@@ -18,6 +18,7 @@ from fastcifar.runtime.cuda_graph import CaptureFailed, capture, side_stream
 
 STEPS_PER_GRAPH = 5
 """Steps per replay where so many are left; the device is idle for a moment between two graphs."""
+LENGTHS = STEPS_PER_GRAPH, 1
 
 
 class CapturedStep(EagerStep):
@@ -27,8 +28,8 @@ class CapturedStep(EagerStep):
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        self.graphs: dict[int, Callable[[], None]] = {}
-        """Number of steps -> function that replays them."""
+        self.graphs: dict[tuple[int | None, int], Callable[[], None]] = {}
+        """Side of the images and number of steps -> function that replays these steps."""
         super().__init__(*args, compiled=True, **options)
         self.backend = "captured"
 
@@ -42,11 +43,15 @@ class CapturedStep(EagerStep):
 
     def _capture(self) -> None:
         position, take = self.loader.position, super()._take
-        pool = torch.cuda.graph_pool_handle()  # one for both graphs: nothing in it is needed after a replay
+        pool = torch.cuda.graph_pool_handle()  # one for all graphs: nothing in it is needed after a replay
         self._set_capturable(True)
         try:
-            self.graphs = {count: capture(partial(take, count), pool) for count in (STEPS_PER_GRAPH, 1)}
+            for side in dict.fromkeys(self.sides):
+                self.side = side
+                for count in LENGTHS:
+                    self.graphs[self.side, count] = capture(partial(take, count), pool)
         except CaptureFailed as error:
+            self.graphs.clear()
             self._fall_back("compiled", f"the step could not be captured: {error}")
             self._set_capturable(False)
         finally:
@@ -57,9 +62,9 @@ class CapturedStep(EagerStep):
         if self.failure:
             return super()._take(count)
         left, end = count, self.loader.position + count
-        for length, replay in self.graphs.items():
+        for length in LENGTHS:
             for _ in range(left // length):
-                replay()
+                self.graphs[self.side, length]()
             left %= length
         self.loader.replayed_to(end)
 

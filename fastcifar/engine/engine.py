@@ -6,14 +6,17 @@ from typing import Any, Self
 
 import torch
 
+from fastcifar.data.choice import choose_loader, open_loader
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.resident import ResidentLoader
-from fastcifar.data.streaming import choose_loader, open_loader
 from fastcifar.engine.backends import build_step, choose_backend
 from fastcifar.engine.evaluate import Evaluator, Logits, evaluation_loader, logits_of
 from fastcifar.engine.step import Mark, plain_inductor
 from fastcifar.models import build_model
 from fastcifar.models.padding import pad_widths
+from fastcifar.models.summary import summarize
+from fastcifar.optim.averaging import build_average
+from fastcifar.optim.muon import Muon
 from fastcifar.optim.optimizers import build_optimizer
 from fastcifar.recipe import Recipe
 from fastcifar.runtime.compile_cache import warm_start
@@ -46,8 +49,11 @@ class Engine:
     Attributes:
         recipe: with the classes, channels, precision and seed of the run.
         precision_reason: why that precision.
+        average: the average of the weights; None without one.
+        scored_model: the model that is evaluated and kept: the average (EMA), else `model`.
         backend, backend_reason: the step's back end, and why.
         loader_kind, loader_reason: the training loader, and why.
+        initialize_seconds: to initialise the model, or to reset it and all else for the run of another seed.
     """
 
     def __init__(
@@ -74,9 +80,14 @@ class Engine:
         streaming = self.loader_kind == "streaming"
         if streaming and len(train.splits) > 1:
             raise UserError("train.splits = ['train', 'val']: a streamed run trains on one file; use `loader=resident`")
+        if train.keep < 1 and (streaming or world.size > 1):
+            where = "a streamed run" if streaming else f"a run of {world.size} ranks"
+            raise UserError(f"train.keep = {train.keep}: {where} cannot choose images by loss; use one GPU, `loader=resident`")
         self.backend, self.backend_reason = choose_backend(backend, self.device, streaming=streaming)
         torch.manual_seed(train.seed)
+        began = time.perf_counter()
         self.model = self._build_model()
+        self.initialize_seconds = self._seconds_since(began)
         if self.device.type == "cpu" and PRECISIONS[train.precision].compute == torch.float32:
             check_convolutions(self.model)
         seed_rank(train.seed, world)
@@ -92,11 +103,15 @@ class Engine:
             dtype=PRECISIONS[train.precision].compute,
             num_classes=self.recipe.model.num_classes,
             shard=world.shard,
+            **({} if streaming else {"keep": train.keep}),
         )
+        self.average = build_average(self.model, self.recipe.average, train.epochs * len(self.loader))
+        self.scored_model = self.average.model if self.recipe.average.name == "ema" else self.model
         self.scaler = gradient_scaler(self.device, train.precision)
-        options = {"scaler": self.scaler, "average_gradients": world.gradient_averager(self.model), "mark": mark}
+        options = {"scaler": self.scaler, "average": self.average, "mark": mark}
+        options["average_gradients"] = world.gradient_averager(self.model)
         self.step = build_step(self.model, self.optimizer, self.loader, self.recipe, self.backend, **options)
-        self._logits = self._build_logits()
+        self._logits = self._build_logits(self.backend != "eager")
 
     def __enter__(self) -> Self:
         return self
@@ -118,7 +133,7 @@ class Engine:
             self.backend_reason = "; ".join(filter(None, reasons))
             if self.step.failure:
                 self.backend = self.step.backend
-                self._logits = self._build_logits()
+                self._logits = self._build_logits(self.backend != "eager")
             self._warm_up_evaluators()
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
@@ -158,15 +173,17 @@ class Engine:
                 evaluator.warm_up()
 
     def _rebuild_evaluators(self, *, compiled: bool) -> None:
-        precision, tta = self.recipe.train.precision, self.recipe.evaluate.tta
-        self._logits = logits_of(self.model, precision, tta, compiled=compiled)
+        self._logits = self._build_logits(compiled)
         self._evaluators.clear()
 
     def reset(self, seed: int) -> None:
         """Reset to the state of a new engine with this seed, in place, so that nothing is compiled or captured again."""
+        began = time.perf_counter()
         self.recipe = self.recipe.with_seed(seed)
         torch.manual_seed(seed)
         self.model.load_state_dict(self._new_model().state_dict())
+        if self.average:
+            self.average.reset()
         seed_rank(seed, self.world)
         for state in self.optimizer.state.values():
             for tensor in state.values():
@@ -175,6 +192,13 @@ class Engine:
         self.loader.reseed(seed)
         self.step.losses.fill_(float("nan"))
         self.step.seek(0)
+        self.initialize_seconds = self._seconds_since(began)
+
+    def _seconds_since(self, began: float) -> float:
+        """Return the seconds from `began`, by `time.perf_counter`, until the device has done all work given to it so far."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - began
 
     def close(self) -> None:
         """Free CUDA graphs (NCCL's shutdown waits for them), and end the loaders' threads."""
@@ -190,9 +214,10 @@ class Engine:
             self._evaluators[split] = self._build_evaluator(split)
         return self._evaluators[split]
 
-    def _build_logits(self) -> Logits:
-        recipe, compiled = self.recipe, self.backend != "eager"
-        return logits_of(self.model, recipe.train.precision, recipe.evaluate.tta, compiled=compiled)
+    def _build_logits(self, compiled: bool) -> Logits:
+        evaluate = self.recipe.evaluate
+        options = {"tta": evaluate.tta, "tta_share": evaluate.tta_share, "compiled": compiled}
+        return logits_of(self.scored_model, self.recipe.train.precision, **options)
 
     def _build_evaluator(self, split: str) -> Evaluator | None:
         kind, _ = self._choose_loader(split)
@@ -202,7 +227,7 @@ class Engine:
         captured = self.backend == "captured" and kind == "resident"
         classes = self.recipe.model.num_classes
         options = {"captured": captured, "world": self.world, "arithmetic": self.step.arithmetic}
-        return Evaluator(self.model, self._logits, loader, classes, **options)
+        return Evaluator(self.scored_model, self._logits, loader, classes, **options)
 
     def _choose_loader(self, split: str) -> tuple[str, str]:
         """Choose by the split's own size and the memory that is free at this moment."""
@@ -216,7 +241,7 @@ class Engine:
 
     def describe(self) -> dict[str, Any]:
         """Return versions, device, data and all choices with their reasons, as JSON values."""
-        return environment(self.device) | {
+        described = environment(self.device) | {
             "dataset": self.dataset.manifest.name,
             "dataset_sha256": self.dataset.manifest.sha256,
             "processes": self.world.size,
@@ -229,11 +254,23 @@ class Engine:
             "augment": self.loader.augment,
             "augment_reason": self.loader.augment_reason,
         }
+        if self.muon_update:
+            described["muon"], described["muon_reason"] = self.muon_update
+        return described
+
+    @property
+    def muon_update(self) -> tuple[str, str] | None:
+        """The implementation of Muon's update and its reason; None for another optimizer."""
+        optimizer = self.optimizer
+        return (optimizer.implementation, optimizer.implementation_reason) if isinstance(optimizer, Muon) else None
 
     def _build_model(self) -> torch.nn.Module:
         train, model = self.recipe.train, self._new_model()
+        self._check_image_sizes(model)
         if train.pad_widths:
             pad_widths(model, train.pad_widths)
+            if self.recipe.optimizer.name == "muon":
+                self._check_muon_padding(model)
         model = to_weights_dtype(model, train.precision).to(self.device, memory_format=torch.channels_last)
         return synchronise_batchnorm(model, self.world) if train.sync_batchnorm else model
 
@@ -245,6 +282,33 @@ class Engine:
             loader = ResidentLoader(images, self.recipe.augment.evaluation(), batch_size=len(images.labels), shuffle=False)
             model.initialize_from(loader.batch(0)[0])
         return model
+
+    def _check_muon_padding(self, model: torch.nn.Module) -> None:
+        """Refuse padding of filters, whose number sets the size of Muon's update."""
+        for name, (real, padded) in model.padded_shapes.items():
+            if len(real) == 4 and real[0] != padded[0] and model.get_parameter(name).requires_grad:
+                raise UserError(
+                    f"train.pad_widths = {self.recipe.train.pad_widths} and optimizer.name = 'muon': padding {name} from "
+                    f"{real[0]} to {padded[0]} filters would change Muon's update; choose widths that are multiples of 8"
+                )
+
+    def _check_image_sizes(self, model: torch.nn.Module) -> None:
+        """Refuse images that are too small for the model, in training at any of its sizes or in evaluation."""
+        *own, channels = self.dataset.manifest.image_shape
+        sides = {side for side in self.recipe.train.image_sides() if side}
+        for height, width in {tuple(own), self.recipe.augment.output_size(*own, channels), *zip(sides, sides, strict=True)}:
+            try:
+                layers = {layer.name: layer for layer in summarize(model, (channels, height, width)).layers}
+                for name, module in model.named_modules():
+                    halves = isinstance(module, torch.nn.Conv2d) and max(module.stride) > 1
+                    if halves and layers[name].input_shape[1:] == (1, 1):
+                        # oneDNN leaves part of such a layer's gradient in bf16 unset (torch 2.14, AVX-512)
+                        raise RuntimeError(f"{name} would halve 1 x 1 pixels")
+            except RuntimeError as error:
+                key = "train.image_sizes: " if {height, width} <= sides else ""
+                raise UserError(
+                    f"{key}images of {height} x {width} pixels are too small for the model: {first_line(error)}"
+                ) from None
 
     def _compiled_for(self) -> dict[str, Any]:
         """Return everything that the compiled code depends on, as JSON values."""

@@ -1,5 +1,6 @@
 """Score a model on a split."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -10,9 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastcifar.augment import IGNORE
+from fastcifar.data.choice import choose_loader, open_loader
 from fastcifar.data.dataset import SPLITS, Dataset
 from fastcifar.data.loader import Batch, Loader
-from fastcifar.data.streaming import choose_loader, open_loader
 from fastcifar.engine.step import compile_static
 from fastcifar.models import build_model
 from fastcifar.recipe import Recipe
@@ -151,21 +152,33 @@ VIEW_COUNTS = {"none": 1, "flip": 2, "multi_crop": 6}
 """Forward passes per image of each of `VIEWS`."""
 
 
-def logits_of(model: nn.Module, precision: str, tta: str = "none", *, compiled: bool = False) -> Logits:
+def logits_of(
+    model: nn.Module, precision: str, tta: str = "none", *, tta_share: float = 1.0, compiled: bool = False
+) -> Logits:
     """Return a function of images (B, C, H, W) to the model's logits (B, K) in float32.
 
     Args:
         model: its weights are expected in the dtype of `precision`.
         precision: a value of `train.precision`.
         tta: test-time augmentation, a key of `VIEWS`.
+        tta_share: share of each batch that gets it: the images whose two highest logits are closest. The logits of the others
+            are those of the image alone.
         compiled: use torch.compile.
     """
     device = next(model.parameters()).device
 
+    def of_views(images: torch.Tensor) -> torch.Tensor:
+        return sum(model(view).float() * weight for view, weight in VIEWS[tta](images))
+
     def logits(images: torch.Tensor) -> torch.Tensor:
         with autocast(device, precision):
-            views = VIEWS[tta](images)
-            return sum(model(view).float() * weight for view, weight in views)
+            if tta_share == 1:
+                return of_views(images)
+            alone = model(images).float()
+            highest = alone.topk(2).values
+            unsure = (highest[:, 0] - highest[:, 1]).topk(math.ceil(tta_share * len(images)), largest=False).indices
+            moved = images[unsure].contiguous(memory_format=torch.channels_last)
+            return alone.index_copy(0, unsure, of_views(moved))
 
     return compile_static(logits) if compiled else logits
 
@@ -177,11 +190,12 @@ def evaluate(
     *,
     precision: str = "bf16",
     tta: str = "none",
+    tta_share: float = 1.0,
     world: World | None = None,
 ) -> Score:
     """Score `model` once; the arguments are those of `Evaluator` and `logits_of`."""
-    switches = partial(arithmetic, precision)
-    evaluator = Evaluator(model, logits_of(model, precision, tta), loader, num_classes, world=world, arithmetic=switches)
+    switches, logits = partial(arithmetic, precision), logits_of(model, precision, tta, tta_share=tta_share)
+    evaluator = Evaluator(model, logits, loader, num_classes, world=world, arithmetic=switches)
     evaluator.run()
     return evaluator.score()
 
@@ -221,7 +235,7 @@ def evaluate_run(
         raise UserError(f"`split={split}`: {dataset.root} has no {split} split")
     recipe = recipe.fitted_to(dataset.manifest)
     recipe, _ = recipe.resolved(device)  # a run's own recipe is resolved already
-    precision, tta = recipe.train.precision, recipe.evaluate.tta
+    precision = recipe.train.precision
     model = to_weights_dtype(build_model(recipe.model), precision)
     restore_model(load_checkpoint(path), model, recipe.model)
     kind, reason = choose_loader(loader, dataset.split_bytes(split), device)
@@ -229,4 +243,5 @@ def evaluate_run(
         say(f"streaming from {dataset.root}: {reason}")
     batches = evaluation_loader(dataset, split, recipe, device, kind=kind)
     model.to(device, memory_format=torch.channels_last)
-    return evaluate(model, batches, recipe.model.num_classes, precision=precision, tta=tta)
+    tta = {"tta": recipe.evaluate.tta, "tta_share": recipe.evaluate.tta_share}
+    return evaluate(model, batches, recipe.model.num_classes, precision=precision, **tta)

@@ -70,7 +70,7 @@ def peak_bytes(recipe: Recipe, image_shape: tuple[int, int, int], device: torch.
     dtype = PRECISIONS[recipe.train.precision].compute
     images = torch.randn(shape, device=device).to(dtype, memory_format=torch.channels_last)
     labels = torch.zeros(batch, dtype=torch.int64, device=device)
-    loss, _ = forward_loss(model, device, recipe)(images, labels)
+    loss, *_ = forward_loss(model, device, recipe)(images, labels)
     loss.backward()
     optimizer.step()
     return torch.cuda.max_memory_allocated(device) - before

@@ -17,7 +17,8 @@ def start_together(engine: Engine) -> None:
         if len(set(values)) > 1:
             raise UserError(f"the ranks of the run have different {what}s; give all of them the same")
     states = [tensor for state in engine.optimizer.state.values() for tensor in state.values()]
-    world.broadcast([*engine.model.parameters(), *engine.model.buffers(), *states])
+    averages = engine.average.averages if engine.average else []
+    world.broadcast([*engine.model.parameters(), *engine.model.buffers(), *states, *averages])
 
 
 def merge_metrics(engine: Engine, first: int) -> None:
@@ -28,4 +29,4 @@ def merge_metrics(engine: Engine, first: int) -> None:
     if first < engine.loader.position:
         engine.world.all_reduce_mean(engine.step.losses[first : engine.loader.position])
         engine.world.all_reduce_sum(engine.step.correct)
-        engine.world.broadcast(engine.model.buffers())
+        engine.world.broadcast([*engine.model.buffers(), *(engine.average.model.buffers() if engine.average else ())])

@@ -11,8 +11,18 @@ from fastcifar.runtime.random_state import own_random_state, seed_rank, set_rand
 
 def live_tensors(engine: Engine) -> dict[str, torch.Tensor]:
     """Return all tensors of a checkpoint but the random state: weights, optimizer, losses, counts and loss scale."""
-    state = {"losses": engine.step.losses, "correct": engine.step.correct, **engine.scaler_state()}
-    return checkpoint_tensors(engine.model, engine.optimizer, state)
+    state = {"losses": engine.step.losses, "correct": engine.step.correct, **engine.scaler_state(), **engine.loader.recorded()}
+    tensors = checkpoint_tensors(engine.model, engine.optimizer, state)
+    for section, model in _models(engine).items():
+        tensors |= {f"{section}.{key}": tensor for key, tensor in model.state_dict().items()}
+    return tensors
+
+
+def _models(engine: Engine) -> dict[str, torch.nn.Module]:
+    """Section of a checkpoint -> model: "model" is the one that is scored, the other serves to resume."""
+    if engine.scored_model is not engine.model:
+        return {"model": engine.scored_model, "trained": engine.model}
+    return {"model": engine.model} | ({"average": engine.average.model} if engine.average else {})
 
 
 def resume(engine: Engine, run: RunDirectory) -> Checkpoint:
@@ -24,7 +34,8 @@ def resume(engine: Engine, run: RunDirectory) -> Checkpoint:
     if read_environment(run).get("dataset_sha256") != engine.dataset.manifest.sha256:
         raise UserError(f"{run.root}: began with other data than {engine.dataset.root} holds; give it its own data set")
     checkpoint = load_checkpoint(run.last)
-    restore_model(checkpoint, engine.model, engine.recipe.model)
+    for section, model in _models(engine).items():
+        restore_model(checkpoint, model, engine.recipe.model, section)
     restore_optimizer(checkpoint, engine.model, engine.optimizer)
     state, position, total = checkpoint.section("state"), checkpoint.info["step"], len(engine.step.losses)
     if state["losses"].shape != engine.step.losses.shape:
@@ -35,6 +46,7 @@ def resume(engine: Engine, run: RunDirectory) -> Checkpoint:
     if position >= total:
         raise UserError(f"{run.root}: already finished; score it with: fastcifar eval {run.root}")
     engine.step.seek(position)
+    engine.loader.restore(position, state)
     engine.step.losses.copy_(state["losses"])
     if engine.world.is_rank_0:  # the sum over the ranks, counted once
         engine.step.correct.copy_(state["correct"])

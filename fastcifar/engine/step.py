@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastcifar.data.loader import Loader
+from fastcifar.optim.averaging import WeightAverage
+from fastcifar.optim.sam import SharpnessAware
 from fastcifar.optim.schedules import group_lr_table
 from fastcifar.recipe import Recipe
 from fastcifar.runtime.errors import first_line
@@ -39,6 +41,7 @@ class EagerStep:
     Args:
         loader: its position is that of the run.
         scaler: scales the loss, on the model's device; see `fastcifar.runtime.precision.gradient_scaler`.
+        average: updated after every step, if given.
         average_gradients: called between backward and update; see `fastcifar.runtime.distributed`.
         mark: called with "begin" before every step, and at the end of each phase with its name: "augment", "forward",
             "loss", "backward", "optimizer". A compiled forward pass has no "forward" mark; "loss" includes it.
@@ -48,6 +51,7 @@ class EagerStep:
         lr_table: (total steps, parameter groups) float32 on the device.
         losses: (total steps,) float32 on the device; NaN for steps not taken yet.
         correct: () int64 on the device, correct predictions since the epoch began.
+        side: height and width to which the epoch's images are resized; None: they stay as they are.
         failure: why the back end is not the requested one; "" if it is.
         note: a remark on how it was compiled; "" for none.
     """
@@ -61,12 +65,16 @@ class EagerStep:
         *,
         compiled: bool,
         scaler: torch.amp.GradScaler | None = None,
+        average: WeightAverage | None = None,
         average_gradients: Callable[[], None] | None = None,
         mark: Mark | None = None,
     ) -> None:
         self.backend, self.failure, self.note = "compiled" if compiled else "eager", "", ""
         self.average_gradients, self.mark = average_gradients, mark or _no_mark
-        self.model, self.optimizer, self.loader = model, optimizer, loader
+        self.model, self.optimizer, self.loader, self.average = model, optimizer, loader, average
+        self.sam = SharpnessAware(model, recipe.optimizer.sam_rho) if recipe.optimizer.sam_rho else None
+        self.sides = recipe.train.image_sides()
+        self.side = self.sides[0]
         self.lr = optimizer.lrs
         self.arithmetic = partial(arithmetic, recipe.train.precision, deterministic=recipe.train.deterministic)
         device = self.lr.device
@@ -88,9 +96,11 @@ class EagerStep:
         """Take `count` steps, across epochs if necessary. Returns before the device has finished."""
         with self.arithmetic():
             while count > 0:
-                if self.loader.position % len(self.loader) == 0:
-                    self.seek(self.loader.position)  # an epoch begins
-                part = min(count, len(self.loader) - self.loader.position % len(self.loader))
+                epoch, taken = divmod(self.loader.position, len(self.loader))
+                if taken == 0:
+                    self.seek(self.loader.position)
+                self.side = self.sides[epoch]
+                part = min(count, len(self.loader) - taken)
                 self._take(part)
                 count -= part
 
@@ -103,30 +113,44 @@ class EagerStep:
         """Train on the batch at the loader's position with that step's learning rate; record the loss at that index."""
         self.mark("begin")
         images, labels = self.loader.load()
+        images = resized(images, self.side)
         self.mark("augment")
         step = self.loader.step
         self.lr.copy_(self.lr_table.index_select(0, step)[0])
-        loss, correct = self.forward(images, labels)
-        self.mark("loss")
-        self.scaler.scale(loss).backward()
+        loss, losses, correct = self._backward(images, labels)
         if self.average_gradients:
             self.average_gradients()
         self.mark("backward")
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.losses.index_copy_(0, step, loss.detach()[None])
+        if self.average:
+            self.average.update(step)
+        self.losses.index_copy_(0, step, loss[None])
+        self.loader.record(losses)
         self.correct += correct
         self.loader.advance()
         self.mark("optimizer")
+
+    def _backward(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Leave the gradients in the weights; return the results of the forward pass, see `forward_loss`, detached."""
+        loss, losses, correct = self.forward(images, labels)
+        self.mark("loss")
+        self.scaler.scale(loss).backward()
+        if self.sam:
+            with self.sam.ascended():
+                self.scaler.scale(self.forward(images, labels)[0]).backward()
+        return loss.detach(), losses.detach(), correct
 
     def warm_up(self) -> None:
         """Compile, tune and allocate, then restore weights, counters, metrics and random state.
 
         If torch.compile fails, try again with `PLAIN_INDUCTOR`; if that fails too, the step is eager.
         """
+        side = self.side
         with self.arithmetic():
             self._warm_up()
+        self.side = side
 
     def _warm_up(self) -> None:
         if self.backend == "eager":
@@ -148,9 +172,11 @@ class EagerStep:
         position = self.loader.position
         with restoring(self._changed, self.lr.device), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # torch 2.11 recommends them while it compiles
-            for _ in range(WARM_UP_STEPS):
-                self.loader.seek(position)
-                self._step()
+            for side in dict.fromkeys(self.sides):
+                self.side = side
+                for _ in range(WARM_UP_STEPS):
+                    self.loader.seek(position)
+                    self._step()
         self.loader.seek(position)
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -177,7 +203,9 @@ class EagerStep:
         """List every tensor that a step changes, except the loader's position."""
         states = [value for state in self.optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
         model = [*self.model.parameters(), *self.model.buffers()]
-        return [*model, *states, *scaler_state(self.scaler).values(), self.lr, self.losses, self.correct]
+        averages = self.average.averages if self.average else []
+        own = [self.lr, self.losses, self.correct, *self.loader.recorded().values()]
+        return [*model, *states, *scaler_state(self.scaler).values(), *averages, *own]
 
 
 @contextmanager
@@ -216,25 +244,31 @@ def plain_inductor() -> Iterator[None]:
         yield
 
 
+def resized(images: torch.Tensor, side: int | None) -> torch.Tensor:
+    """Resize images (B, C, H, W) bilinearly to `side` x `side` pixels; None: return them as they are."""
+    return images if side is None else F.interpolate(images, (side, side), mode="bilinear")
+
+
 def _no_mark(phase: str) -> None:
     """Ignore a mark; the default."""
 
 
 def forward_loss(
     model: nn.Module, device: torch.device, recipe: Recipe, mark: Mark = _no_mark
-) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """Return a function of (images, labels) to the mean cross entropy (float32) and the number of correct predictions.
+) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Return the function of the forward pass.
 
-    Labels are (B,) int64, or probabilities (B, K); of these the most probable class counts as correct.
+    It maps images (B, C, H, W) and labels to the mean cross entropy, that of each image (B,), both float32, and the number of
+    correct predictions. Labels are (B,) int64, or probabilities (B, K); of these the most probable class counts as correct.
     """
     smoothing, precision = recipe.train.label_smoothing, recipe.train.precision
 
-    def forward(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         with autocast(device, precision):
             logits = model(images)
         mark("forward")
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        losses = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="none")
         classes = labels if labels.dim() == 1 else labels.argmax(1)
-        return loss, (logits.argmax(1) == classes).sum()
+        return losses.mean(), losses, (logits.argmax(1) == classes).sum()
 
     return forward

@@ -18,6 +18,7 @@ from fastcifar.engine.out_of_memory import out_of_memory_as_user_error
 from fastcifar.engine.ranks import merge_metrics, start_together
 from fastcifar.engine.recorder import Diverged, Recorder
 from fastcifar.engine.resume import live_tensors, resume
+from fastcifar.engine.work import run_pflop
 from fastcifar.models.padding import real_parameters
 from fastcifar.recipe import Recipe, dump_recipe
 from fastcifar.run.checkpoint_writer import CheckpointWriter
@@ -72,7 +73,7 @@ def train(
         resume: a run to continue from its last checkpoint, instead of `out`.
         device: "auto", "cpu", "cuda" or "cuda:N".
         backend: "auto", "captured", "compiled" or "eager"; see `fastcifar.engine.backends`.
-        loader: "auto", "resident" or "streaming"; see `fastcifar.data.streaming.choose_loader`.
+        loader: "auto", "resident" or "streaming"; see `fastcifar.data.choice.choose_loader`.
         reporter: prints the run; a plain `Reporter()` by default.
         should_stop: called between two steps; if it returns True, the run stops with a checkpoint to resume from.
 
@@ -141,6 +142,7 @@ class Trainer:
         """The epoch whose metrics are being copied to the host."""
         self.seconds = {"warm_up": 0.0, "train": 0.0, "evaluate": 0.0}
         self.earlier_seconds = 0.0
+        self.fit_began, self.seconds_before_fit = started, engine.initialize_seconds
 
     @property
     def runs_ahead(self) -> bool:
@@ -151,12 +153,16 @@ class Trainer:
         """Compile and capture; if `resuming`, restore the run's last checkpoint."""
         start_together(self.engine)
         self.seconds["warm_up"] += self.engine.warm_up()
+        for split in ("val", "test"):
+            self.engine.evaluator(split)  # loads it; an eager step has no warm-up that does
         if resuming:
             info = resume(self.engine, self.run).info
             self.recorder.resume(self.step.losses, self.loader.position)
             if len(self.recorder.log.epochs()) != self.loader.position // len(self.loader):
                 raise UserError(f"{self.run.metrics}: damaged: it does not hold all epochs before step {self.loader.position}")
             self.earlier_seconds = info["total_seconds"]
+            spent = sum(seconds for name, seconds in info["seconds"].items() if name != "warm_up")
+            self.seconds_before_fit = info.get("run_seconds", spent)  # absent in older checkpoints
             self.seconds = {name: spent + info["seconds"].get(name, 0.0) for name, spent in self.seconds.items()}
             start_together(self.engine)
 
@@ -169,6 +175,8 @@ class Trainer:
             f"{precision} ({engine.precision_reason}), {engine.backend} step ({engine.backend_reason}), "
             f"{self.loader.augment} augmentation ({self.loader.augment_reason})"
         )
+        if engine.muon_update:
+            self.reporter.line("Muon's update: {} ({})".format(*engine.muon_update))
         if engine.loader_kind == "streaming":
             self.reporter.line(f"streaming from {engine.dataset.root}: {engine.loader_reason}")
         if warning := emulation_warning(precision, self.device):
@@ -180,6 +188,7 @@ class Trainer:
             write_text(self.run.recipe, dump_recipe(self.recipe))
             write_json(self.run.environment, self.engine.describe())
         self.reporter.start(epochs=self.recipe.train.epochs, steps_per_epoch=len(self.loader), step=self.loader.position)
+        self.fit_began = time.perf_counter()
         try:
             self.engine.model.train()
             finished = self._train(should_stop)
@@ -194,7 +203,7 @@ class Trainer:
             self.reporter.stop()
         summary = self._finish() if finished else None
         self._draw_curves()
-        return Result(self.run, finished=finished, summary=summary, model=self.engine.model)
+        return Result(self.run, finished=finished, summary=summary, model=self.engine.scored_model)
 
     def _train(self, should_stop: Callable[[], bool]) -> bool:
         """Train to the end of the recipe; return False if `should_stop` ended it early."""
@@ -300,8 +309,8 @@ class Trainer:
         self._wait_for_checkpoints()
         self.recorder.log.save()
         if self.checkpoints:
-            seconds = {"seconds": dict(self.seconds), "total_seconds": self._total_seconds()}
-            self.checkpoints.save({"step": position, **seconds}, states)
+            spent = {"total_seconds": self._total_seconds(), "run_seconds": self._run_seconds()}
+            self.checkpoints.save({"step": position, "seconds": dict(self.seconds), **spent}, states)
 
     def _wait_for_checkpoints(self) -> None:
         if self.checkpoints:
@@ -324,9 +333,14 @@ class Trainer:
     def _total_seconds(self) -> float:
         return self.earlier_seconds + time.perf_counter() - self.started
 
+    def _run_seconds(self) -> float:
+        """Return `RunSummary.seconds` up to now."""
+        return self.seconds_before_fit + time.perf_counter() - self.fit_began
+
     def _finish(self) -> RunSummary:
         """Test the last weights, and write the summary."""
-        test, last = self._test(), self.recorder.log.epochs()[-1]
+        test, seconds = self._test(), self._run_seconds()
+        last = self.recorder.log.epochs()[-1]
         summary = RunSummary(
             recipe=self.recipe.name,
             dataset=self.engine.dataset.manifest.name,
@@ -340,11 +354,13 @@ class Trainer:
             best_val_accuracy=self.recorder.best_val_accuracy,
             test_loss=test.loss if test else None,
             test_accuracy=test.accuracy if test else None,
+            seconds=seconds,
             images_per_s=self.total_steps * self.recipe.train.batch_size / self.seconds["train"],
             warm_up_seconds=self.seconds["warm_up"],
             train_seconds=self.seconds["train"],
             evaluate_seconds=self.seconds["evaluate"],
             total_seconds=self._total_seconds(),
+            pflop=run_pflop(self.recipe, self.engine.dataset, len(self.loader)),
         )
         if self.world.is_rank_0:
             write_json(self.run.summary, summary.to_json())

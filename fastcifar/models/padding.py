@@ -11,11 +11,14 @@ variances are zero. They stay exactly zero and therefore change nothing:
   removed after the pooling, so dropout draws the same mask too); and the gradient 0 passes through sum, pooling, ReLU and
   BatchNorm as 0. So BatchNorm's weight and bias have gradient 0; a row of a convolution's weight gets the sum of 0 * input, a
   column the sum of gradient * 0, both 0.
+- Squeeze-and-excitation's convolutions have biases, also padded with 0: the gate of a padded channel is sigmoid(0) = 0.5, and
+  0.5 * 0 = 0. The gate's gradient is the sum of gradient * 0, so its weights and bias have gradient 0.
 - Weight decay, momentum, Nesterov's step, Adam and a running average of the weights map gradient 0 and weight 0 to 0.
 
-This needs convolutions without groups, BatchNorm2d, eps > 0, activations that map 0 to 0, and finite numbers. A step costs
-nothing beyond the larger kernels, whereas padding the weights in the forward pass would rewrite all of them at every step.
-The padded width is a function of the width alone, so both sides of a sum match without analysing the model's graph.
+This needs convolutions without groups, BatchNorm2d, eps > 0, activations that map 0 to 0 (but for a gate's), and finite
+numbers. A step costs nothing beyond the larger kernels, whereas padding the weights in the forward pass would rewrite all of
+them at every step. The padded width is a function of the width alone, so both sides of a sum match without analysing the
+model's graph.
 
 Names, shapes and values of `state_dict()` are those of the unpadded model. All functions here leave an unpadded model
 unchanged.

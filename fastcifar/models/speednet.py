@@ -32,25 +32,32 @@ class SpeedNetConfig:
         256,
     )
     depth: Annotated[int, "3x3 convolutions of each group"] = 2
+    residual: Annotated[bool, "add what a group's first activation gives to what enters its last one"] = False
     whitening: Annotated[int, "side in pixels of the whitened patches"] = 2
     activation: Annotated[Literal["gelu", "silu", "relu"], "after each BatchNorm"] = "gelu"
     batchnorm_momentum: Annotated[float, "share of the running statistics that a batch replaces, above 0 to 1"] = 0.4
     head_scale: Annotated[float, "factor on the logits per feature: logits = head(x) * head_scale / features"] = 1.0
+    budget: Annotated[int, "most parameters that the model may have, without padding; 0: no limit"] = 0
 
     def __post_init__(self) -> None:
         for name in ("num_classes", "in_channels", "depth", "whitening"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)}: must be at least 1")
+        if self.residual and self.depth < 2:
+            raise UserError(f"residual = true and depth = {self.depth}: needs a depth of at least 2")
         if not self.widths or min(self.widths) < 1:
             raise UserError(f"widths = {list(self.widths)}: must hold numbers of at least 1, one for each group")
         if not 0 < self.batchnorm_momentum <= 1:
             raise UserError(f"batchnorm_momentum = {self.batchnorm_momentum}: must be above 0 and at most 1")
         if not self.head_scale > 0:
             raise UserError(f"head_scale = {self.head_scale}: must be above 0")
+        if self.budget < 0:
+            raise UserError(f"budget = {self.budget}: must be at least 0")
 
 
 class Group(nn.Sequential):
-    """conv3x3-pool-BN-activation, then depth - 1 times conv3x3-BN-activation."""
+    """conv3x3-pool-BN-activation, then depth - 1 times conv3x3-BN-activation; with `residual`, the last one
+    reads the sum with the first activation's output."""
 
     def __init__(self, in_channels: int, out_channels: int, config: SpeedNetConfig) -> None:
         super().__init__()
@@ -64,10 +71,19 @@ class Group(nn.Sequential):
                 self.add_module("pool", nn.MaxPool2d(2))
             self.add_module(f"norm{index + 1}", norm)
             self.add_module(f"activation{index + 1}", ACTIVATIONS[config.activation]())
+        self.adds_to = f"activation{config.depth}" if config.residual else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shortcut = None
+        for name, module in self.named_children():
+            x = module(x + shortcut if name == self.adds_to else x)
+            if name == "activation1":
+                shortcut = x
+        return x
 
 
 class SpeedNet(nn.Module):
-    """Whitening, groups, global max pooling and a linear head. Call `whiten` once, before training."""
+    """Whitening, groups, global max pooling and a linear head. Call `initialize_from` once, before training."""
 
     def __init__(self, config: SpeedNetConfig) -> None:
         super().__init__()

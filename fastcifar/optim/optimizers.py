@@ -49,6 +49,7 @@ class OptimizerConfig:
     nesterov: Annotated[bool, "Nesterov's momentum (SGD and Muon)"] = False
     weight_decay: Annotated[float, "L2 coefficient on every parameter; decoupled for AdamW; Muon's filters have none"] = 5e-4
     newton_schulz_steps: Annotated[int, "steps of the iteration that orthogonalises an update (Muon)"] = 3
+    sam_rho: Annotated[float, "take the gradient at this distance uphill (SAM), the norm over all weights; 0: off"] = 0.0
     groups: Annotated[tuple[GroupConfig, ...], "parameters with settings of their own"] = ()
 
     def __post_init__(self) -> None:
@@ -62,6 +63,8 @@ class OptimizerConfig:
             raise UserError(f"weight_decay = {self.weight_decay}: must be at least 0")
         if self.nesterov and (self.name not in ("sgd", "muon") or self.momentum == 0):
             raise UserError("nesterov = true: needs name = 'sgd' or 'muon' and a momentum above 0")
+        if not self.sam_rho >= 0:
+            raise UserError(f"sam_rho = {self.sam_rho}: must be at least 0")
         if self.newton_schulz_steps < 1:
             raise UserError(f"newton_schulz_steps = {self.newton_schulz_steps}: must be at least 1")
 

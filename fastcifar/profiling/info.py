@@ -1,4 +1,4 @@
-"""A recipe's model, its size and work, and the floor time of the run on this machine."""
+"""Describe a recipe's model, its size and work, and the floor of the run's time on this machine."""
 
 from dataclasses import asdict
 from typing import Any
@@ -12,18 +12,17 @@ from fastcifar.models.summary import summarize
 from fastcifar.recipe import Recipe
 from fastcifar.runtime.device import choose_device
 from fastcifar.runtime.environment import environment
-from fastcifar.runtime.precision import PRECISIONS
-from fastcifar.runtime.roofline import floor_seconds, measure_ceilings
+from fastcifar.runtime.roofline import floor_seconds, measure_peaks
 
 CIFAR_SHAPE = 32, 32, 3  # (H, W, C)
 CIFAR_IMAGES = 40_000  # of the training split, at the default `val_fraction`
 
 
 def describe(recipe: Recipe, device: str = "auto", manifest: Manifest | None = None) -> dict[str, Any]:
-    """Describe the model's size and work, the machine, and the floor time of the run on it, ready for JSON.
+    """Describe the model's size and work, the machine, and the floor of the run's time on it, ready for JSON.
 
-    The floor is the run's arithmetic at the rate that a large matrix product reaches here, measured on the spot; it
-    counts no memory traffic and no validation.
+    The floor is the time of the run's arithmetic at the peak rate of a matrix product, which is measured first. It counts no
+    memory traffic and no validation.
 
     Args:
         manifest: of the data set to train on; CIFAR-10's shape and number of images where None.
@@ -38,7 +37,7 @@ def describe(recipe: Recipe, device: str = "auto", manifest: Manifest | None = N
         summary = summarize(build_model(recipe.model), shape)
         multiple = recipe.train.pad_widths
         padding = describe_padding(pad_widths(build_model(recipe.model), multiple), shape) if multiple else []
-    ceilings = measure_ceilings(chosen, PRECISIONS[recipe.train.precision].compute)
+    peaks = measure_peaks(chosen, recipe.train.precision)
     images = recipe.train.epochs * train_images
     return {
         "recipe": recipe.name,
@@ -48,7 +47,7 @@ def describe(recipe: Recipe, device: str = "auto", manifest: Manifest | None = N
         "images_trained": images,
         "precision": recipe.train.precision,
         "precision_reason": reason,
-        "ceilings": asdict(ceilings),
-        "floor_seconds": floor_seconds(summary.macs, images, ceilings),
+        "peaks": asdict(peaks),
+        "floor_seconds": floor_seconds(summary.macs, images, peaks),
         "environment": environment(chosen),
     }

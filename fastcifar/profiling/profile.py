@@ -1,11 +1,11 @@
-"""Where the time of a training step goes: phases, kinds of work, idle gaps, ceilings, and what to do about it.
+"""Profile a training step: phases, kinds of work and idle time, beside the device's peak rates, and what to change.
 
-The step's time is measured on its own, without profiler: it is the truth that everything else adds up to. A trace of
-torch.profiler then says how long each kernel (on a CPU: operator) worked and in which phase; the rest of the step is idle.
-A captured step is traced twice, since a graph's kernels are launched at once: replayed, and launched one by one, which gives
-the same kernels their phases.
+The step is timed without the profiler, and all other times add up to that time. A trace of torch.profiler then gives the
+duration and the phase of each kernel (on a CPU: of each operator); the rest of the step is idle. A captured step is traced
+twice, because all kernels of a CUDA graph are launched at once: replayed for the durations, and uncaptured for the phases.
 """
 
+import math
 import os
 import resource
 import statistics
@@ -32,7 +32,7 @@ from fastcifar.runtime.environment import environment
 from fastcifar.runtime.errors import UserError
 from fastcifar.runtime.files import replacing
 from fastcifar.runtime.precision import PRECISIONS
-from fastcifar.runtime.roofline import FLOPS_PER_MAC, best_of, measure_ceilings
+from fastcifar.runtime.roofline import FLOPS_PER_MAC, best_of, measure_peaks
 from fastcifar.runtime.timing import Clock
 
 ROUNDS = 7
@@ -51,19 +51,19 @@ def profile(
     loader: str = "auto",
     steps: int | None = None,
 ) -> dict[str, Any]:
-    """Profile the training step of `recipe`; writes a Chrome trace (.json.gz, for Perfetto) to `trace`.
+    """Profile the training step of `recipe`, and write a Chrome trace (.json.gz, for Perfetto) to `trace`.
 
     Args:
         backend, loader: see `fastcifar.engine.engine.Engine`.
         steps: in each of `ROUNDS` rounds, and in the trace.
 
     Returns:
-        JSON values; seconds are of one step. "phases" and "idle" in it add up to "step_seconds", "groups" to the phases.
+        JSON values; seconds are of one step. "phases", which include "idle", add up to "step_seconds", and "groups" to the
+        phases other than "idle".
     """
     steps = steps or STEPS[device.type]
     recipe, precision_reason = _long_enough(recipe, dataset, steps).resolved(device)
-    dtype = PRECISIONS[recipe.train.precision].compute
-    before = measure_ceilings(device, dtype)
+    before = measure_peaks(device, recipe.train.precision)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with Engine(recipe, dataset, World(device), backend=backend, loader=loader, mark=mark) as engine:
@@ -71,7 +71,7 @@ def profile(
         engine.model.train()
         rounds, launch_s = _time_rounds(engine, steps)
         peak_bytes = _peak_bytes(device)
-        ceilings = best_of(before, measure_ceilings(device, dtype))
+        peaks = best_of(before, measure_peaks(device, recipe.train.precision))
         traced = _trace_steps(engine, steps, trace)
     step_s, height_width = statistics.median(rounds), dataset.manifest.image_shape
     shape = (height_width[2], *recipe.augment.output_size(*height_width))
@@ -96,10 +96,10 @@ def profile(
         **found,
         "flops": flops,
         "flops_per_s": flops / step_s,
-        "utilisation": flops / step_s / ceilings.flops_per_s,
+        "utilisation": flops / step_s / peaks.flops_per_s,
         "bytes": moved,
         "bytes_per_s": moved["step"] / step_s,
-        "ceilings": asdict(ceilings),
+        "peaks": asdict(peaks),
         "peak_bytes": peak_bytes,
         "environment": environment(device),
     }
@@ -120,14 +120,14 @@ def profile(
 
 
 def _long_enough(recipe: Recipe, dataset: Dataset, steps: int) -> Recipe:
-    """The recipe with epochs for a round; a step costs the same in each."""
-    epochs = -(-steps * recipe.train.batch_size // max(1, len(dataset.train.labels))) + 2
-    epochs = max(recipe.train.epochs, epochs)
-    return replace(recipe, train=replace(recipe.train, epochs=epochs))
+    """Raise the recipe's epochs to those that `steps` steps take, which all need a learning rate."""
+    images = round(recipe.train.keep * len(dataset.train.labels))
+    epochs = math.ceil(steps / max(1, images // recipe.train.batch_size))
+    return replace(recipe, train=replace(recipe.train, epochs=max(recipe.train.epochs, epochs)))
 
 
 def _time_rounds(engine: Engine, steps: int) -> tuple[list[float], float | None]:
-    """Seconds of a step in each round after a first that does not count, and on CUDA those in which the host gave it."""
+    """Return the seconds of a step in each round, without a first round, and on CUDA the seconds that launching it takes."""
     clock, rounds, launches = Clock(engine.device), [], []
     for _ in range(ROUNDS + 1):
         engine.step.seek(0)
@@ -139,7 +139,7 @@ def _time_rounds(engine: Engine, steps: int) -> tuple[list[float], float | None]
 
 
 def _trace_steps(engine: Engine, steps: int, path: Path) -> Trace:
-    """Trace `steps` steps into `path`; a captured step's kernels, and no others, get their phases from an uncaptured step."""
+    """Trace `steps` steps into `path`; the kernels of a captured step get their phases from a trace of the uncaptured step."""
     engine.step.seek(0)
     traced = _recorded(lambda: engine.step.run(steps), engine.device, path)
     if engine.backend != "captured":
@@ -171,17 +171,17 @@ def _recorded(run: Callable[[], None], device: torch.device, path: Path) -> Trac
 
 
 def _account(traced: Trace, steps: int, step_s: float) -> dict[str, Any]:
-    """Seconds of a step by phase, group and name.
+    """Divide the seconds of a step among phases, groups and names.
 
-    On CUDA a kernel takes about as long with the profiler as without it, and the rest of the step is idle; where it takes
-    longer, idle time is hidden, so that the idle time of the traced steps is given beside it. On a CPU the profiler slows
-    everything, so that shares of the traced steps are taken, and given in seconds of the untraced one.
+    On CUDA a kernel takes about as long with the profiler as without it, and the rest of the step is idle. Kernels that take
+    longer with it hide idle time, so the idle time of the traced steps is returned too. On a CPU the profiler slows all work,
+    so the shares of the traced steps are applied to the seconds of the untraced step.
     """
     work = [one for one in traced.work if one.phase]
     busy = busy_seconds(work)
     window = sum(traced.host_s.values()) if traced.on_cpu else max(busy, steps * step_s)
     summed = sum(one.seconds for one in work)
-    # Where threads or streams work side by side, the seconds of each count for less than their own.
+    # Work that runs at the same time as other work, in threads or streams, counts for less than its own seconds.
     scale = busy / summed * step_s / window if work else 0.0
     phases = dict.fromkeys(PHASES, 0.0)
     groups: dict[str, float] = defaultdict(float)
@@ -216,9 +216,10 @@ def _account(traced: Trace, steps: int, step_s: float) -> dict[str, Any]:
 
 
 def _idle_in(traced: Trace, work: list[Work]) -> str:
-    """Where most of the idling lies: the phase in which the host took so much longer than the work, or "" between steps.
+    """Return the phase with the most idle time; "" if that is between two steps.
 
-    Of a graph's replays, which the host does not follow: the phase before whose work the device waited longest.
+    The idle time of a phase is the host's time in it less the time of its work. In a CUDA graph, whose replay the host does
+    not follow, it is the time that the device waited before the work of the phase.
     """
     gaps: dict[str, float] = dict(traced.host_s)
     for one in work if gaps else ():
@@ -231,7 +232,7 @@ def _idle_in(traced: Trace, work: list[Work]) -> str:
 
 
 def count_bytes(summary: Summary, recipe: Recipe) -> dict[str, int]:
-    """Bytes that a step has to move if nothing is fused and nothing stays in a cache: counted, not measured.
+    """Count the bytes that a step moves if nothing is fused and nothing stays in a cache.
 
     "step": each layer's output is written and read forward, read again backward, where its gradient is written and read;
     weights, gradients and momentum are moved eight times. "convolution": inputs, outputs and weights of the convolutions and
@@ -249,7 +250,7 @@ def count_bytes(summary: Summary, recipe: Recipe) -> dict[str, int]:
 
 
 def _peak_bytes(device: torch.device) -> int:
-    """The most that was allocated on CUDA; on a CPU the most that the process held."""
+    """Return the most memory that was allocated on CUDA; on a CPU, the most that the process held."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

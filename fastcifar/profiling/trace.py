@@ -1,7 +1,7 @@
-"""What a trace of torch.profiler says: which work was done in which phase of a step, for how long, and when nothing was.
+"""Read a trace of torch.profiler: the work of a step, the phase and the duration of each piece, and when nothing ran.
 
-*Work* is a kernel or a copy on CUDA, and an operator on a CPU, there without the operators that it calls. A phase ends at the
-mark of its name, a `user_annotation` that `mark` leaves in the trace; on CUDA it is the phase in which the host launched.
+*Work* is a kernel or a copy on CUDA; on a CPU it is an operator, without the operators that it calls. A phase ends at the mark
+of its name, a `user_annotation` that `mark` writes to the trace. The phase of a kernel is the one in which it was launched.
 """
 
 import bisect
@@ -30,7 +30,7 @@ GROUPS = {
     "copies": "memcpy|memset|copy|clone|_to_copy|contiguous|cat(array)?|fill_|zero_|nchwToNhwc|nhwcToNchw",
     "elementwise and reductions": "",
 }
-"""Group -> what its names contain; the first that does is taken, and the last takes the rest."""
+"""Group -> regular expression that is searched in the names of its work. The first match counts; the last matches all."""
 SYNCHRONISING = re.compile(r"cuda(Device|Stream|Event)Synchronize|aten::_local_scalar_dense|aten::nonzero")
 
 
@@ -40,7 +40,7 @@ class Work:
 
     Attributes:
         begin, end: seconds, on the trace's clock.
-        seconds: of its own, without what it calls.
+        seconds: its own, without what it calls.
         phase: of PHASES; "" outside of a step.
         group: of GROUPS.
         replayed: launched as part of a CUDA graph.
@@ -63,10 +63,10 @@ class Trace:
 
     Attributes:
         work: in the order in which it began.
-        waits: names of what made the host wait for the device within the steps, one entry a wait.
+        waits: names of what made the host wait for the device within the steps, one entry per wait.
         on_cpu: the work is operators.
-        host_s: seconds of the host in each phase, and under "" those between two steps, all steps together; {} without marks.
-        phases_found: see `phases_by_order`; {} where marks of the host gave the phases.
+        host_s: the host's seconds in each phase, and between two steps under "", of all steps together; {} without marks.
+        phases_found: see `phases_by_order`; {} if the marks gave the phases.
     """
 
     work: tuple[Work, ...]
@@ -77,7 +77,7 @@ class Trace:
 
 
 def mark(phase: str) -> None:
-    """Leave the end of a phase in the trace; for `fastcifar.engine.step.EagerStep`."""
+    """Mark the end of a phase in the trace; for `fastcifar.engine.step.EagerStep`."""
     with record_function(PREFIX + phase):
         pass
 
@@ -89,7 +89,7 @@ def read_trace(path: Path) -> Trace:
 
 
 def parse(events: Sequence[dict[str, Any]]) -> Trace:
-    """What the complete events ("ph": "X") of a trace say."""
+    """Read the complete events ("ph": "X") of a trace."""
     marks = sorted(
         (event["ts"] / 1e6, event["name"].removeprefix(PREFIX))
         for event in events
@@ -114,14 +114,14 @@ def parse(events: Sequence[dict[str, Any]]) -> Trace:
 
 
 class _Phases:
-    """The phase of a moment: that of the first mark after it; none before a "begin"."""
+    """Phases of moments: the name of the first mark after the moment, or "" if that is "begin"."""
 
     def __init__(self, marks: Sequence[tuple[float, str]]) -> None:
         self.times, self.names = [time for time, _ in marks], [name for _, name in marks]
         self.begins = [time for time, name in marks if name == "begin"]
 
     def step(self, moment: float) -> int:
-        """Number of the "begin" marks up to a moment."""
+        """Count the "begin" marks up to a moment."""
         return bisect.bisect_right(self.begins, moment)
 
     def __call__(self, moment: float) -> str:
@@ -131,7 +131,7 @@ class _Phases:
 
 
 def group_of(name: str, phase: str) -> str:
-    """The group of a kernel or operator; all of the augmentation's and the optimizer's phase is theirs."""
+    """Return the group of a kernel or operator; in the augment and optimizer phases it is theirs, unless it copies memory."""
     if phase in ("augment", "optimizer") and not name.startswith("Mem"):
         return {"augment": "augmentation", "optimizer": "optimizer"}[phase]
     return next(group for group, pattern in GROUPS.items() if re.search(pattern, name, re.IGNORECASE))
@@ -155,7 +155,7 @@ def _on_device(events: Iterable[dict[str, Any]], device: Iterable[dict[str, Any]
 
 
 def _on_cpu(events: Iterable[dict[str, Any]], phase_of: _Phases) -> list[Work]:
-    """Operators, each without those inside it; they are properly nested in a thread."""
+    """List the operators, each without those that it calls; within a thread they are properly nested."""
     threads: dict[Any, list[dict[str, Any]]] = {}
     for event in events:
         if event.get("cat") == "cpu_op":
@@ -206,7 +206,7 @@ def phases_by_order(replayed: Sequence[Work], cycle: Sequence[Work], steps: int)
 
 
 def _phases_of(names: Sequence[str], cycle: Sequence[Work]) -> list[tuple[str, str]]:
-    """(phase, how it was found) of each name."""
+    """Return (phase, how it was found) for each name."""
     known: dict[str, str] = {}
     for one in cycle:
         known.setdefault(one.name, one.phase)
@@ -219,7 +219,7 @@ def _phases_of(names: Sequence[str], cycle: Sequence[Work]) -> list[tuple[str, s
 
 
 def busy_seconds(work: Iterable[Work]) -> float:
-    """Seconds in which at least one of them ran."""
+    """Count the seconds in which at least one of them ran."""
     total = reached = 0.0
     for one in sorted(work, key=lambda one: one.begin):
         begin = max(one.begin, reached)

@@ -77,13 +77,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, tensors, json.loads(header))
 
 
-def restore_model(checkpoint: Checkpoint, model: nn.Module, config: ModelConfig) -> None:
-    """Load the checkpoint's weights into `model`, built from `config`.
+def restore_model(checkpoint: Checkpoint, model: nn.Module, config: ModelConfig, section: str = "model") -> None:
+    """Load the weights in a section of the checkpoint into `model`, built from `config`.
+
+    A key that did not exist when the checkpoint was written counts as its default. The budget may differ.
 
     Raises:
         UserError: the checkpoint is of another architecture; the message names the first key that differs.
     """
-    ours, theirs = json.loads(json.dumps(asdict(config))), checkpoint.info["model"]
+    ours, theirs = _architecture(asdict(config)), _architecture(asdict(type(config)()) | checkpoint.info["model"])
     for key in ours | theirs:
         if ours.get(key) != theirs.get(key):
             raise UserError(
@@ -91,9 +93,14 @@ def restore_model(checkpoint: Checkpoint, model: nn.Module, config: ModelConfig)
                 f"{ours.get(key)!r} here; use the recipe that it was trained with"
             )
     try:
-        model.load_state_dict(checkpoint.section("model"))
+        model.load_state_dict(checkpoint.section(section))
     except RuntimeError as error:
         raise UserError(f"{checkpoint.path}: its weights do not fit the model: {' '.join(str(error).split())}") from None
+
+
+def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a model's configuration that a checkpoint depends on, as JSON values."""
+    return {key: value for key, value in json.loads(json.dumps(config)).items() if key != "budget"}
 
 
 def restore_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -1,9 +1,8 @@
-"""The run directory: paths of a run's files; make a new run or open an existing one."""
+"""The run directory: the paths of a run's files. Make a new one, or open an existing one."""
 
 import json
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +10,23 @@ from fastcifar.recipe import Recipe, load_recipe
 from fastcifar.runtime.errors import UserError
 
 
-@dataclass(frozen=True)
 class RunDirectory:
-    """`runs/<name>/`: recipe.toml, environment.json, metrics.jsonl, checkpoints/, curves.png, summary.json."""
+    """`runs/<name>/` and the paths of its files, which need not exist.
 
-    root: Path
+    Attributes:
+        last: the newest checkpoint: weights, optimizer and position, all that resuming needs.
+        best: the weights of the epoch with the highest validation accuracy; not written without a validation split.
+    """
 
-    @property
-    def recipe(self) -> Path:
-        return self.root / "recipe.toml"
-
-    @property
-    def environment(self) -> Path:
-        return self.root / "environment.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics.jsonl"
-
-    @property
-    def curves(self) -> Path:
-        return self.root / "curves.png"
-
-    @property
-    def summary(self) -> Path:
-        return self.root / "summary.json"
-
-    @property
-    def last(self) -> Path:
-        """The newest checkpoint: weights, optimizer and position, all that resuming needs."""
-        return self.root / "checkpoints" / "last.safetensors"
-
-    @property
-    def best(self) -> Path:
-        """The weights of the epoch with the highest validation accuracy (absent without a validation split)."""
-        return self.root / "checkpoints" / "best.safetensors"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.recipe = root / "recipe.toml"
+        self.environment = root / "environment.json"
+        self.metrics = root / "metrics.jsonl"
+        self.curves = root / "curves.png"
+        self.summary = root / "summary.json"
+        self.last = root / "checkpoints" / "last.safetensors"
+        self.best = root / "checkpoints" / "best.safetensors"
 
 
 def new_run(recipe: Recipe, out: Path | None) -> RunDirectory:

@@ -1,7 +1,7 @@
 """Several processes as one run: `torchrun --nproc-per-node N -m fastcifar train ...`, one process per GPU.
 
 Each rank takes its rows of every global batch, so that N ranks see the same batches, draws and learning rates as one.
-Gradients are averaged by an all-reduce of one flat buffer, between backward and update, not by DistributedDataParallel:
+Between backward and update, one all-reduce of a flat buffer per dtype averages the gradients, not DistributedDataParallel:
 - it is one copy and one collective with static addresses, which a CUDA graph can capture;
 - no module is wrapped, so checkpoints, torch.compile and the step's back ends need no special case;
 - with some 20 MB of gradients, overlapping with the backward pass gains little.

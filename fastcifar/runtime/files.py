@@ -11,16 +11,25 @@ from typing import Any
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success rename it to `path`, on any error remove it."""
+    """Yield a temporary path beside `path`; on success rename it to `path`, on any error remove it.
+
+    A link stays, and the file that it names is replaced. A pipe or a device, as /dev/stdout often is, is written to.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    special = path.exists() and not path.is_file()
+    target = path if special else path.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = None if special else target.parent
+    handle, name = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        if special:
+            target.write_bytes(temporary.read_bytes())
+        else:
+            temporary.chmod(0o644)
+            temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 

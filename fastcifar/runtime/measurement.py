@@ -1,4 +1,4 @@
-"""A measured rate or time with its rounds, its limit and its ratio to fastcifar."""
+"""A measured throughput or time with its rounds, its roofline or floor, and its ratio to fastcifar."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -6,21 +6,21 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 SECONDS = "s"
-"""The unit of times, where less is better; all other units are rates."""
+"""The unit of times, where less is better; all others are units of throughput."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Result of one contestant in one case: a table row, and an entry of `measurements` in a JSON file.
+    """Result of one implementation in one case: a table row, and an entry of `measurements` in a JSON file.
 
-    The limit of a rate is a roofline, that of a time a floor. The fields are called `floor`, `floor_of` and `share_of_floor`
-    for both, because the committed results in benchmarks/results have these keys.
+    The bound of a throughput is its roofline, that of a time its floor. The fields are called `floor`, `floor_of` and
+    `share_of_floor` for both, because the committed results in benchmarks/results have these keys.
 
     Attributes:
         subject: "prep", "loader", "augment", "erasing", "step", "epoch" or "train".
         case: the work within the subject, as in "seed policy".
         batch_size: images per batch; None where there are no batches.
-        variant: the contestant. The first of a case is the reference of the others and has no `ratio`.
+        variant: the implementation. The first of a case is the reference of the others and has no `ratio`.
         unit: of `rounds` and `floor`: "images/s", "steps/s" or "s".
         rounds: every counted round, in order; empty if nothing was measured, and `note` says why.
         warm_up_s: seconds before the first counted round: imports, compilation, capture, starting processes and warm-up

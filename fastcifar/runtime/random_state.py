@@ -1,4 +1,7 @@
-"""The random state for dropout, of one process and of all ranks. Nothing else draws from it."""
+"""PyTorch's random state, of one process and of all ranks.
+
+Initial weights, dropout and the default seed of `RandomErasing` are drawn from it; order and augmentation of a run are not.
+"""
 
 import hashlib
 from collections.abc import Mapping

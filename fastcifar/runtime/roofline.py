@@ -1,15 +1,17 @@
-"""Ceilings of a device: the measured peak rates that bound its roofline, and the floor they give for the time of a run.
+"""Peak rates of a device, measured: the two lines of its roofline, and the floor of a run's time that follows from them.
 
 The roofline model: Williams, Waterman and Patterson, Roofline, 2009 (https://doi.org/10.1145/1498765.1498785).
 """
 
 import functools
-import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
+
+from fastcifar.runtime.precision import PRECISIONS, arithmetic
+from fastcifar.runtime.timing import Clock
 
 FLOPS_PER_MAC = 6  # multiply and add, once forward and twice backward (gradients of inputs and of weights)
 SMALLEST_SIDE, LARGEST_SIDE = 512, 8192  # of the square matrices
@@ -18,11 +20,11 @@ COPIED_BYTES = {"cpu": 2**27, "cuda": 2**30}  # more than the caches hold
 
 
 @dataclass(frozen=True)
-class Ceilings:
+class Peaks:
     """Measured peak rates of a device.
 
     Attributes:
-        flops_per_s: FLOP/s of a large square matrix product in the run's dtype.
+        flops_per_s: FLOP/s of a large square matrix product in the run's precision.
         bytes_per_s: bytes read plus bytes written per second by a large copy.
     """
 
@@ -30,36 +32,46 @@ class Ceilings:
     bytes_per_s: float
 
 
-def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """Measure both ceilings on random data; a few seconds.
+def measure_peaks(device: torch.device, precision: str) -> Peaks:
+    """Measure both peak rates on random data; a few seconds.
 
     Each is the best of several runs, as in STREAM (McCalpin, https://www.cs.virginia.edu/stream/): other programs lower a
-    median, but a ceiling is what the device can do.
+    median, but a peak is what the device can do.
+
+    Args:
+        precision: of the matrix product, a key of `PRECISIONS`.
     """
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # events belong to the current device
-        return Ceilings(_product_flops_per_s(device, dtype), _copy_bytes_per_s(device))
+    with _measuring(device, precision) as dtype:
+        return Peaks(_product_flops_per_s(device, dtype), _copy_bytes_per_s(device))
 
 
-def sustained_flops_per_s(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
+def sustained_flops_per_s(device: torch.device, precision: str, seconds: float = 1.0) -> float:
     """Measure the FLOP/s of large matrix products, one after the other for about `seconds`.
 
     A GPU cannot hold its highest clock under its power limit: that clock raises the best of a few products, but not this rate.
     """
     side = LARGEST_SIDE if device.type == "cuda" else SMALLEST_SIDE
-    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    product = functools.partial(torch.mm, left, right, out=torch.empty_like(left))
-    count = max(1, round(seconds / _least_seconds(product, device)))
-    return 2 * side**3 * count / _seconds(lambda: [product() for _ in range(count)], device)
+    with _measuring(device, precision) as dtype:
+        product = _product(side, device, dtype)
+        count = max(1, round(seconds / _least_seconds(product, device)))
+        return 2 * side**3 * count / _seconds(lambda: [product() for _ in range(count)], device)
 
 
-def floor_seconds(macs: int, images: int, ceilings: Ceilings) -> float:
-    """Seconds to train on `images` images at the peak FLOP/s; `macs`: multiply-accumulates per image, forward."""
-    return FLOPS_PER_MAC * macs * images / ceilings.flops_per_s
+def floor_seconds(macs: int, images: int, peaks: Peaks) -> float:
+    """Return the seconds to train on `images` images at the peak FLOP/s; `macs`: multiply-accumulates per image, forward."""
+    return FLOPS_PER_MAC * macs * images / peaks.flops_per_s
 
 
-def best_of(first: Ceilings, second: Ceilings) -> Ceilings:
+def best_of(first: Peaks, second: Peaks) -> Peaks:
     """Combine two measurements: the higher of each rate."""
-    return Ceilings(max(first.flops_per_s, second.flops_per_s), max(first.bytes_per_s, second.bytes_per_s))
+    return Peaks(max(first.flops_per_s, second.flops_per_s), max(first.bytes_per_s, second.bytes_per_s))
+
+
+@contextmanager
+def _measuring(device: torch.device, precision: str) -> Iterator[torch.dtype]:
+    """Set the switches of `precision`, make `device` current, which events are recorded on, and yield the dtype."""
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext(), arithmetic(precision):
+        yield PRECISIONS[precision].compute
 
 
 def _product_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
@@ -70,10 +82,15 @@ def _product_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
     side, seconds, best = SMALLEST_SIDE // 2, 0.0, 0.0
     while seconds < LONG_ENOUGH_S and side < LARGEST_SIDE:
         side *= 2
-        left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        seconds = _least_seconds(functools.partial(torch.mm, left, right, out=torch.empty_like(left)), device)
+        seconds = _least_seconds(_product(side, device, dtype), device)
         best = max(best, 2 * side**3 / seconds)
     return best
+
+
+def _product(side: int, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
+    """Return a function that multiplies two random square matrices."""
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return functools.partial(torch.mm, left, right, out=torch.empty_like(left))
 
 
 def _copy_bytes_per_s(device: torch.device) -> float:
@@ -87,13 +104,7 @@ def _least_seconds(run: Callable[[], object], device: torch.device, repeats: int
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cpu":
-        began = time.perf_counter()
-        run()
-        return time.perf_counter() - began
-    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    began.record()
+    clock = Clock(device)
+    began = clock.now()
     run()
-    ended.record()
-    ended.synchronize()
-    return began.elapsed_time(ended) / 1000
+    return clock.seconds(began, clock.now())

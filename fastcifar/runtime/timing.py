@@ -6,7 +6,7 @@ import torch
 
 
 class Clock:
-    """Time on the device: `now` does not wait for it, `seconds` waits for the later of two times."""
+    """Clock of a device: `now` does not wait for the device, `seconds` waits for the later of two times."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -40,7 +40,7 @@ class Snapshot:
     """A copy of tensors between two steps, to be read while later steps change the originals.
 
     Args:
-        stream: on CUDA, the stream that reads it; None on a CPU.
+        stream: on CUDA, the stream that reads it, and that copies from it to another snapshot; None on a CPU.
     """
 
     def __init__(self, stream: torch.cuda.Stream | None) -> None:
@@ -60,13 +60,9 @@ class Snapshot:
 
     def copy(self, other: "Snapshot", prefix: str) -> None:
         """Copy the tensors of another snapshot whose names begin with `prefix`, without waiting for later work."""
-        chosen = {name: tensor for name, tensor in other.tensors.items() if name.startswith(prefix)}
-        if self.stream:
-            self.stream.wait_stream(other.stream)  # its copy may not be complete yet
+        assert self.stream == other.stream  # whose order replaces waits
         with torch.cuda.stream(self.stream) if self.stream else torch.no_grad():
-            self.take(chosen)
-        if self.stream:
-            other.stream.wait_stream(self.stream)  # it must not be overwritten before
+            self.take({name: tensor for name, tensor in other.tensors.items() if name.startswith(prefix)})
 
     def read(self) -> dict[str, torch.Tensor]:
         """Return new copies on the CPU; waits for this snapshot, but not for later work."""

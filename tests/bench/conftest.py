@@ -5,10 +5,10 @@ import warnings
 import pytest
 import torch
 
-from fastcifar.bench import TINY, limits
+from fastcifar.bench import TINY, bounds
 from fastcifar.bench.setting import Setting
 from fastcifar.recipe import Recipe, load_recipe
-from fastcifar.runtime.roofline import Ceilings
+from fastcifar.runtime.roofline import Peaks
 
 
 @pytest.fixture
@@ -24,10 +24,10 @@ def setting(recipe) -> Setting:
 
 
 @pytest.fixture
-def ceilings(monkeypatch) -> Ceilings:
+def peaks(monkeypatch) -> Peaks:
     """Peak rates of a device that make round numbers."""
-    known = Ceilings(flops_per_s=1e12, bytes_per_s=9216e6)
-    monkeypatch.setattr(limits, "ceilings", lambda device, precision="fp32": known)
+    known = Peaks(flops_per_s=1e12, bytes_per_s=9216e6)
+    monkeypatch.setattr(bounds, "peaks", lambda device, precision="fp32": known)
     return known
 
 

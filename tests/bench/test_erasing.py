@@ -11,12 +11,12 @@ CPU = torch.device("cpu")
 
 
 def works(setting):
-    """Yield (mode, contestant, work) of every contestant that is installed."""
+    """Yield (mode, implementation, work) of every implementation that is installed."""
     for case in erasing.cases(setting):
-        for contestant in case.contestants:
+        for implementation in case.implementations:
             try:
-                with contestant.ready() as work:
-                    yield case.name, contestant.name, work
+                with implementation.ready() as work:
+                    yield case.name, implementation.name, work
             except Unavailable:
                 pass
 
@@ -36,20 +36,20 @@ def test_a_round_erases_every_image_that_it_counts(setting):
 @pytest.mark.parametrize(("mode", "same"), [("copy", False), ("in place", True)])
 def test_only_in_place_returns_its_input(setting, mode, same):
     case = next(case for case in erasing.cases(setting) if case.name == mode)
-    with case.contestants[0].ready() as work:
+    with case.implementations[0].ready() as work:
         first, second = work.run(), work.run()
         assert all(one.data_ptr() == two.data_ptr() for one, two in zip(first, second, strict=True)) == same
         zeros = torch.cat(first).eq(0).flatten(1).sum(1)
         assert zeros.max() > 0.02 * 3 * 32 * 32
 
 
-def test_the_limit_in_place_is_writing_the_boxes(ceilings):
-    limit = erasing.boxes_limit(torch.float32, CPU)
+def test_the_roofline_in_place_is_writing_the_boxes(peaks):
+    bound = erasing.boxes_roofline(torch.float32, CPU)
     mean = 0.5 * (0.02 + 0.33) / 2 * 3 * 32 * 32 * 4  # p, area, elements, bytes
-    assert ceilings.bytes_per_s / limit.value == pytest.approx(mean, rel=0.05)
+    assert peaks.bytes_per_s / bound.value == pytest.approx(mean, rel=0.05)
 
 
-def test_a_note_marks_the_contestant_that_draws_once_for_a_whole_batch(setting):
+def test_a_note_marks_the_implementation_that_draws_once_for_a_whole_batch(setting):
     rows = run_interleaved(erasing.cases(setting)[0])
     assert {row.variant for row in rows if "one draw" in row.note} == {"torchvision v2"}
 

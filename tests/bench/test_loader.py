@@ -50,6 +50,6 @@ def test_a_policy_that_mixes_images_is_not_streamed():
 
 
 def test_ffcv_takes_part_where_its_transforms_can_do_the_policy(setting):
-    names = {case.name: [contestant.name for contestant in case.contestants] for case in loader.cases(setting)}
+    names = {case.name: [implementation.name for implementation in case.implementations] for case in loader.cases(setting)}
     assert "FFCV" in names["crop+flip"]
     assert "FFCV" not in names["seed policy"]

@@ -47,7 +47,7 @@ def test_a_subject_runs_from_end_to_end(subject, recipe, without_compiling, monk
     rows = run([subject], CPU, recipe, sizes=TINY, progress=shown.append)
     cases = make_cases(subject, CPU, recipe, sizes=TINY)
     assert shown == [f"{subject}: {case.title}" for case in cases]
-    assert [row.variant for row in rows] == [contestant.name for case in cases for contestant in case.contestants]
+    assert [row.variant for row in rows] == [implementation.name for case in cases for implementation in case.implementations]
     for row in rows:
         assert (row.subject, row.unit) == (subject, UNITS.get(subject, "images/s"))
         if row.rounds:

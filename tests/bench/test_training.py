@@ -17,8 +17,8 @@ def one(cases):
     return case
 
 
-def contestant(case, name):
-    return next(contestant for contestant in case.contestants if contestant.name == name)
+def implementation(case, name):
+    return next(implementation for implementation in case.implementations if implementation.name == name)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def here(monkeypatch):
 
 
 def test_a_round_is_the_stated_steps_of_the_engine_for_any_number_of_rounds(setting, engines):
-    with contestant(one(training.step_cases(setting)), "fastcifar").ready() as work:
+    with implementation(one(training.step_cases(setting)), "fastcifar").ready() as work:
         for _ in range(setting.size.rounds + 2):
             work.run()
     assert work.amount == 2
@@ -49,7 +49,7 @@ def test_a_round_of_a_peer_is_the_same_steps_of_the_same_model(setting, here, mo
     models, build = [], training.build_model
     for module in ("training", "plain"):
         monkeypatch.setattr(f"fastcifar.bench.{module}.build_model", lambda config: models.append(build(config)) or models[-1])
-    with contestant(one(training.step_cases(setting)), name).ready() as work:
+    with implementation(one(training.step_cases(setting)), name).ready() as work:
         work.run()
     counts = {buffer.item() for key, buffer in models[-1].named_buffers() if key.endswith("num_batches_tracked")}
     assert counts == {work.amount} == {2}
@@ -58,7 +58,7 @@ def test_a_round_of_a_peer_is_the_same_steps_of_the_same_model(setting, here, mo
 
 def test_an_epoch_trains_on_all_and_scores_a_quarter(setting, engines):
     case = one(training.epoch_cases(setting))
-    with contestant(case, "fastcifar").ready() as work:
+    with implementation(case, "fastcifar").ready() as work:
         work.run()
     assert engines[0].loader.position == 2
     assert engines[0].evaluator("val").score().images == 4
@@ -68,7 +68,7 @@ def test_an_epoch_trains_on_all_and_scores_a_quarter(setting, engines):
 def test_a_run_has_the_requested_epochs_and_its_own_directory(setting):
     case = one(training.train_cases(dataclasses.replace(setting, size=Size(rounds=1, images=16, batches=(8,), epochs=3))))
     assert case.name == "seed, 3 x 16 images"
-    with contestant(case, "fastcifar").ready() as work:
+    with implementation(case, "fastcifar").ready() as work:
         for _ in range(2):
             summary = work.run()
             assert (summary.epochs, summary.steps) == (3, 6)
@@ -79,24 +79,24 @@ def test_a_plain_run_has_the_same_epochs_and_its_workers_end_with_it(setting, he
     epochs, epoch = [], PlainTraining.epoch
     monkeypatch.setattr(PlainTraining, "epoch", lambda plain: epochs.append(plain) or epoch(plain))
     case = one(training.train_cases(dataclasses.replace(setting, size=Size(rounds=1, images=16, batches=(8,), epochs=2))))
-    with case.contestants[1].ready() as work:
+    with case.implementations[1].ready() as work:
         assert 0 <= work.run() <= 1
     assert len(epochs) == 2
     epochs.clear()
     assert not multiprocessing.active_children()
 
 
-def test_the_floor_of_a_run_counts_every_pass_of_training_and_scoring(setting, ceilings):
+def test_the_floor_of_a_run_counts_every_pass_of_training_and_scoring(setting, peaks):
     size = Size(rounds=1, images=16, batches=(8,), epochs=3)
     case = one(training.train_cases(dataclasses.replace(setting, size=size)))
-    assert "for each of 48 images and" in case.limit().of
-    assert "for each of 16 scored" in case.limit().of  # 4 after each of 3 epochs, and 4 of the test split
+    assert "for each of 48 images and" in case.bound().of
+    assert "for each of 16 scored" in case.bound().of  # 4 after each of 3 epochs, and 4 of the test split
 
 
 def test_a_warm_up_of_the_learning_rate_longer_than_the_run_is_shortened():
     recipe = load_recipe("cpu", ["schedule.warmup_epochs=5.0", "model.channels=[8, 8, 16]", "model.stem_channels=8"])
     setting = Setting(torch.device("cpu"), recipe, Size(rounds=1, images=16, batches=(8,)))
-    with one(training.train_cases(setting)).contestants[0].ready() as work:
+    with one(training.train_cases(setting)).implementations[0].ready() as work:
         assert work.run().steps == 2
 
 
@@ -105,6 +105,6 @@ def test_plain_training_on_a_cpu_runs_in_its_own_process(setting, monkeypatch, c
     sent = []
     monkeypatch.setattr(training, "in_own_process", sent.append)
     case = one(cases(setting))
-    for contestant in case.contestants[1:]:
-        contestant.ready()
+    for implementation in case.implementations[1:]:
+        implementation.ready()
     assert len(sent) == 1

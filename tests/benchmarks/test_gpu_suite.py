@@ -1,4 +1,4 @@
-"""The suite for a GPU: without one it says so, and a rehearsal walks through its pieces."""
+"""The suite for a GPU: without one it says so, and a dry run executes its jobs."""
 
 import importlib
 import itertools
@@ -18,7 +18,7 @@ from PIL import Image
 from data_prep import prepare
 
 ROOT = Path(__file__).parents[2]
-PIECES = "profile,training,step,start,accuracy,warps,scaling,tests/optim"
+JOBS = "profile,training,step,start,accuracy,warps,scaling,tests/optim"
 """One folder of the tests, which are running, and one of the benchmarks, all of which tests/bench/test_subjects.py runs."""
 
 
@@ -63,7 +63,7 @@ def test_without_a_gpu_it_says_what_it_would_do(said, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["--rehearse", "--only", "stepp"], "--only stepp: must be of profile/"), (["--rehearse"], "holds no data set")],
+    [(["--dry-run", "--only", "stepp"], "--only stepp: must be one of profile/"), (["--dry-run"], "holds no data set")],
 )
 def test_bad_input_is_one_line(said, tmp_path, arguments, words):
     code, err = said(*arguments, "--data", tmp_path)
@@ -72,17 +72,17 @@ def test_bad_input_is_one_line(said, tmp_path, arguments, words):
 
 
 @pytest.mark.slow
-def test_a_rehearsal_walks_through_the_pieces_and_a_second_call_does_none_of_them_again(tmp_path):
+def test_a_dry_run_executes_the_jobs_and_a_second_call_none_of_them_again(tmp_path):
     source, out = tmp_path / "betons", tmp_path / "results"
     write_pictures(tmp_path / "pictures")
     prepare(str(tmp_path / "pictures"), source)
-    how = ("--rehearse", "--data", source, "--out", out, "--minutes", 30)
-    done = suite(*how, "--only", PIECES)
+    how = ("--dry-run", "--data", source, "--out", out, "--minutes", 30)
+    done = suite(*how, "--only", JOBS)
     (path,) = out.glob("*.json")
-    pieces = json.loads(path.read_text())["pieces"]
-    assert {name: piece["failed"] for name, piece in pieces.items() if "failed" in piece} == {}
+    jobs = json.loads(path.read_text())["pieces"]
+    assert {name: job["failed"] for name, job in jobs.items() if "failed" in job} == {}
     assert done.returncode == 0, done.stderr
-    assert {name.partition("/")[0] for name in pieces} == {name.partition("/")[0] for name in PIECES.split(",")}
+    assert {name.partition("/")[0] for name in jobs} == {name.partition("/")[0] for name in JOBS.split(",")}
     table = path.with_suffix(".md").read_text()
     assert ABSOLUTE_PATH.findall(path.read_text() + table) == []
     for words in (
@@ -95,26 +95,26 @@ def test_a_rehearsal_walks_through_the_pieces_and_a_second_call_does_none_of_the
     ):
         assert words in table
     again = suite(*how, "--minutes", 0)
-    assert again.stdout.count("is there already") == len(pieces)
+    assert again.stdout.count("has a result") == len(jobs)
     assert "tests/engine: not started" in again.stdout
 
 
-def test_what_tells_most_comes_first(modules, tmp_path):
+def test_jobs_run_in_order_of_importance(modules, tmp_path):
     gpu_suite, _, _ = modules
-    names = list(gpu_suite.make_pieces(gpu_suite.real_plan(tmp_path)))
+    names = list(gpu_suite.make_jobs(gpu_suite.real_plan(tmp_path)))
     assert names[:2] == ["profile/captured", "training/captured"]
     begins = ["profile", "training", "step", "start", "accuracy", "tests", "training", "profile", "augment"]
     assert [name for name, _ in itertools.groupby(name.partition("/")[0] for name in names)][:9] == begins
     assert names[-1] == "scaling"
 
 
-def test_what_was_measured_stays_when_a_later_piece_takes_too_long(modules, tmp_path, monkeypatch):
+def test_what_was_measured_stays_when_a_later_job_takes_too_long(modules, tmp_path, monkeypatch):
     gpu_suite, _, _ = modules
     outcomes = {"training/one": {"failed": "took longer than 1 s"}, "start": {"result": {"cold": {"first_step_s": 3.0}}}}
     monkeypatch.setattr(gpu_suite, "execute", lambda name, *_: {"seconds": 1.0, "gpu": {}} | outcomes[name])
-    arguments = SimpleNamespace(only="", minutes=9, rehearse=True, out=tmp_path)
-    pieces = {name: gpu_suite.Piece(1, dict) for name in ("start", "training/one")}
-    assert gpu_suite.suite(arguments, pieces) == 1
+    arguments = SimpleNamespace(only="", minutes=9, dry_run=True, out=tmp_path)
+    jobs = {name: gpu_suite.Job(1, dict) for name in ("start", "training/one")}
+    assert gpu_suite.suite(arguments, jobs) == 1
     (path,) = tmp_path.glob("*.json")
     assert json.loads(path.read_text())["pieces"]["start"]["result"] == {"cold": {"first_step_s": 3.0}}
     assert "cold 3.0 s" in path.with_suffix(".md").read_text()
@@ -123,7 +123,7 @@ def test_what_was_measured_stays_when_a_later_piece_takes_too_long(modules, tmp_
 
 @pytest.fixture
 def executed(modules, monkeypatch):
-    """Run a piece whose process is faked, as (what it saved, why it failed)."""
+    """Run a job whose process is faked, as (what it saved, why it failed)."""
     gpu_suite, _, _ = modules
 
     def execute(saved, why):
@@ -132,27 +132,27 @@ def executed(modules, monkeypatch):
             return why
 
         monkeypatch.setattr(gpu_suite, "run_group", run_group)
-        return gpu_suite.execute("start", 1, SimpleNamespace(data="betons", rehearse=True))
+        return gpu_suite.execute("start", 1, SimpleNamespace(data="betons", dry_run=True))
 
     return execute
 
 
-def test_what_a_piece_saved_before_it_overran_is_kept_and_a_second_call_measures_it(modules, executed, tmp_path, monkeypatch):
+def test_what_a_job_saved_before_it_overran_is_kept_and_a_second_call_measures_it(modules, executed, tmp_path, monkeypatch):
     gpu_suite, _, _ = modules
     cold = {"cold": {"first_step_s": 3.0}}
     outcomes = [executed(cold, "took longer than 1 s"), executed(cold | {"warm": {"first_step_s": 2.0}}, "")]
     assert (outcomes[0]["partial"], "result" in outcomes[0]) == (cold, False)
     remaining = iter(outcomes)
     monkeypatch.setattr(gpu_suite, "execute", lambda *_: next(remaining))
-    arguments = SimpleNamespace(only="", minutes=9, rehearse=True, out=tmp_path)
+    arguments = SimpleNamespace(only="", minutes=9, dry_run=True, out=tmp_path)
     for code, words in (1, "cold 3.0 s\n"), (0, "cold 3.0 s, warm 2.0 s\n"):
-        assert gpu_suite.suite(arguments, {"start": gpu_suite.Piece(1, dict)}) == code
+        assert gpu_suite.suite(arguments, {"start": gpu_suite.Job(1, dict)}) == code
         (path,) = tmp_path.glob("*.md")
         assert words in path.read_text()
         assert ("start: measured in part (took longer than 1 s)" in path.read_text()) is bool(code)
 
 
-def test_no_path_of_this_machine_is_in_what_a_piece_gives(executed):
+def test_no_path_of_this_machine_is_in_the_result_of_a_job(executed):
     inside = f'File "{ROOT}/benchmarks/gpu_suite.py", File "{torch.__file__}", File "{json.__file__}"'
     result = {"tail": [inside, "rootdir: /home/me/fastcifar", "3 images/s"], "exit_code": 1}
     outcome = executed(result, f"{inside}\nFileNotFoundError: '/tmp/pytest-of-me/x.json'")
@@ -196,15 +196,15 @@ def test_a_folder_without_tests_for_a_gpu_has_not_failed(modules, tmp_path, monk
     assert gpu_suite.tests("none", lambda _: None)["exit_code"] == gpu_suite.NO_TESTS
 
 
-def test_a_failed_piece_ends_with_one_line_and_exit_code_1(modules, tmp_path, monkeypatch, capsys):
+def test_a_failed_job_ends_with_one_line_and_exit_code_1(modules, tmp_path, monkeypatch, capsys):
     gpu_suite, _, _ = modules
 
     def measure(save):
         save({"summary": "1 failed"})
         raise gpu_suite.Failed("1 failed")
 
-    monkeypatch.setattr(gpu_suite, "make_pieces", lambda plan: {"tests/some": gpu_suite.Piece(1, measure)})
-    monkeypatch.setattr(sys, "argv", ["gpu_suite.py", "--piece", "tests/some", "--out", str(tmp_path / "out.json")])
+    monkeypatch.setattr(gpu_suite, "make_jobs", lambda plan: {"tests/some": gpu_suite.Job(1, measure)})
+    monkeypatch.setattr(sys, "argv", ["gpu_suite.py", "--job", "tests/some", "--out", str(tmp_path / "out.json")])
     assert gpu_suite.main() == 1
     assert capsys.readouterr().err == "1 failed\n"
     assert json.loads((tmp_path / "out.json").read_text()) == {"summary": "1 failed"}
@@ -213,7 +213,7 @@ def test_a_failed_piece_ends_with_one_line_and_exit_code_1(modules, tmp_path, mo
 def test_every_run_case_and_point_is_saved_when_it_is_measured(modules, tmp_path, monkeypatch):
     """Long work is faked, except for the loops over runs, cases and points."""
     gpu_suite, _, _ = modules
-    plan, saved = gpu_suite.rehearsal(tmp_path / "betons"), []
+    plan, saved = gpu_suite.dry_run_plan(tmp_path / "betons"), []
     cases = [SimpleNamespace(title=name) for name in "ab"]
     monkeypatch.setattr(gpu_suite, "make_cases", lambda *_, **__: cases)
     monkeypatch.setattr(gpu_suite, "measure", lambda case: [case.title])
@@ -244,7 +244,7 @@ child.wait() if sys.argv[2] == "wait" else sys.exit(sys.argv[2])
 
 
 @pytest.mark.parametrize(("ending", "why"), [("wait", "took longer than 5 s"), ("broken", "broken")])
-def test_a_piece_ends_with_all_that_it_started(modules, tmp_path, ending, why):
+def test_a_job_ends_with_all_that_it_started(modules, tmp_path, ending, why):
     gpu_suite, _, _ = modules
     assert gpu_suite.run_group([sys.executable, "-c", GRANDCHILD, str(tmp_path / "pid"), ending], 5) == why
     state = Path("/proc", (tmp_path / "pid").read_text(), "stat")
@@ -256,7 +256,7 @@ def test_a_piece_ends_with_all_that_it_started(modules, tmp_path, ending, why):
 
 @pytest.fixture
 def nvml(modules, monkeypatch):
-    """NVML's functions faked: the clock falls while the power limit holds it down."""
+    """NVML's functions faked: the clock falls because of the power limit."""
     clocks = itertools.chain([1980, 1500], itertools.repeat(1200))
     faked = SimpleNamespace(
         NVML_CLOCK_SM=1,
@@ -272,7 +272,7 @@ def nvml(modules, monkeypatch):
     return faked
 
 
-def test_clocks_and_power_are_summed_up_with_what_held_the_clocks_down(modules, nvml):
+def test_clocks_and_power_are_summed_up_with_what_lowered_the_clocks(modules, nvml):
     _, gpu_report, gpu_monitor = modules
     with gpu_monitor.Monitor() as monitor:
         time.sleep(0.5)
@@ -292,8 +292,8 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("raising", [*([name] for name in FUNCTIONS), list(FUNCTIONS)])
-def test_what_a_gpu_does_not_tell_is_left_out_and_the_rest_recorded(modules, nvml, monkeypatch, raising):
-    """NVML raises NVMLError_NotSupported, for one for the power of a virtual GPU."""
+def test_what_a_gpu_does_not_report_is_left_out_and_the_rest_recorded(modules, nvml, monkeypatch, raising):
+    """NVML raises NVMLError_NotSupported, as for the power of a virtual GPU."""
     _, gpu_report, gpu_monitor = modules
 
     def not_supported(*_):

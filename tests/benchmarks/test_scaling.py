@@ -10,7 +10,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import scaling
 
-from fastcifar.data.streaming import RESIDENT_SHARE, choose_loader
+from fastcifar.data.choice import RESIDENT_SHARE, choose_loader
 from fastcifar.recipe import load_recipe
 
 SMALL = [
@@ -36,7 +36,7 @@ def test_one_value_changes_at_a_time(recipe):
     assert size == 40
     assert changed.augment.output_size(40, 40, 3) == (40, 40)
     assert points["data set", 0.002] == [recipe, 32, 100]
-    assert sum(changed == recipe for changed, _, _ in points.values()) == 5  # all but batch 16 and the two widths
+    assert sum(changed == recipe for changed, _, _ in points.values()) == 6  # all but batch 16 and width 0.5
 
 
 @pytest.mark.slow

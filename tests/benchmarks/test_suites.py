@@ -26,7 +26,7 @@ def suites(*arguments):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
-def test_every_subject_has_a_test_for_each_contestant():
+def test_every_subject_has_a_test_for_each_implementation():
     listed = suites("benchmarks", "--collect-only")
     names = re.findall(r"::test_throughput\[(.*)\]", listed.stdout)
     assert {name.split("-")[0] for name in names} == set(SUBJECTS)
@@ -34,7 +34,7 @@ def test_every_subject_has_a_test_for_each_contestant():
     assert len(set(names)) == len(names)
 
 
-def test_contestants_of_a_case_are_a_group_and_their_times_are_per_image(tmp_path):
+def test_implementations_of_a_case_are_a_group_and_their_times_are_per_image(tmp_path):
     """Peers run half as many images per round, so the rounds' own times would not compare."""
     path = tmp_path / "results.json"
     done = suites("benchmarks", "--benchmark-only", "--tiny", "-k", "erasing-copy", f"--benchmark-json={path}")

@@ -53,6 +53,39 @@ def test_every_sample_is_seen_once_an_epoch(split):
     assert sorted(labels.tolist()) == list(range(50))
 
 
+def test_an_epoch_has_the_hard_images_first_and_others_at_random(split):
+    loader = ResidentLoader(split, POLICY, batch_size=5, keep=0.6)
+    assert len(loader) == 6
+    loader.image_losses.fill_(1.0)
+    loader.image_losses[10:30] = 3.0  # the mean is 1.8
+    orders = []
+    for epoch in (1, 2):
+        loader.set_epoch(epoch)
+        orders.append(loader.order.clone())
+        assert len(set(loader.order.tolist())) == 30
+        assert set(range(10, 30)) <= set(loader.order.tolist())
+    easy = [set(order.tolist()) - set(range(10, 30)) for order in orders]
+    assert easy[0] != easy[1]
+    whole = ResidentLoader(split, POLICY, batch_size=5)
+    whole.set_epoch(2)
+    kept = [image for image in whole.order.tolist() if image in orders[1]]
+    assert orders[1].tolist() == kept
+
+
+def test_a_loader_records_the_losses_of_the_images_of_its_batch(split):
+    loader = ResidentLoader(split, POLICY, batch_size=5, keep=0.6)
+    loader.seek(2)
+    _, labels = loader.load()
+    loader.record(torch.arange(5.0))
+    assert loader.image_losses[labels].tolist() == [0, 1, 2, 3, 4]
+    assert loader.image_losses.isinf().sum() == 45
+
+
+def test_a_batch_larger_than_the_images_kept_is_refused(split):
+    with pytest.raises(UserError, match=r"batch_size = 40: larger than an epoch of train.keep = 0.6"):
+        ResidentLoader(split, POLICY, batch_size=40, keep=0.6)
+
+
 def test_the_order_changes_with_epoch_and_seed_and_with_nothing_else(split):
     one, same, other_seed = (ResidentLoader(split, POLICY, batch_size=10, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(epoch_of(one, 4)[1], epoch_of(same, 4)[1])

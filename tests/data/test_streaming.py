@@ -21,7 +21,7 @@ from fastcifar.augment import CutMix, MixUp, Normalize, Policy, RandomCrop, Rand
 from fastcifar.data.beton import read_beton, write_beton
 from fastcifar.data.dataset import Manifest, Split, file_sha256
 from fastcifar.data.resident import ResidentLoader
-from fastcifar.data.streaming import StreamingLoader, choose_loader
+from fastcifar.data.streaming import StreamingLoader
 from fastcifar.recipe import load_recipe
 from fastcifar.runtime.errors import UserError
 from fastcifar.runtime.shard import Shard
@@ -412,27 +412,6 @@ def test_without_ffcv_one_line_says_how_to_get_it(path, monkeypatch):
     with pytest.raises(UserError, match=r"streaming needs FFCV, which .*`make setup`, or with pip install") as error:
         StreamingLoader(path, POLICY, batch_size=10)
     assert "\n" not in str(error.value)
-
-
-def test_auto_takes_four_fifths_of_the_free_memory():
-    assert choose_loader("auto", 800, "cpu", 1000)[0] == "resident"
-    assert choose_loader("auto", 801, "cpu", 1000)[0] == "streaming"
-    reason = choose_loader("auto", 100 * 2**30, "cuda", 2**30)[1]
-    assert reason == "102,400 MiB of pixels, 1,024 MiB free on cuda, a resident split may take 80% of it"
-
-
-def test_a_loader_that_is_asked_for_is_chosen_and_no_other_exists():
-    assert choose_loader("streaming", 1, "cpu", 1000) == ("streaming", "as asked")
-    assert choose_loader("resident", 2000, "cpu", 1000) == ("resident", "as asked")
-    with pytest.raises(UserError, match="`loader=disk`: must be auto or one of resident, streaming"):
-        choose_loader("disk", 1, "cpu", 1000)
-
-
-def test_free_memory_is_asked_of_the_system(monkeypatch):
-    monkeypatch.setattr("fastcifar.data.streaming.free_memory", {torch.device("cpu"): 1000}.get)
-    assert choose_loader("auto", 800, "cpu")[0] == "resident"
-    assert choose_loader("auto", 801, "cpu")[0] == "streaming"
-    assert choose_loader("auto", 801, "meta") == ("resident", "free memory of meta unknown")
 
 
 @pytest.mark.gpu

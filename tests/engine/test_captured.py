@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from helpers import make_step
+from helpers import PARTS, make_step, with_part
 
 from fastcifar.data.resident import ResidentLoader
 from fastcifar.engine import captured, evaluate
@@ -23,10 +23,11 @@ together. For float32 a GPU has a hundred times that.
 """
 
 
-@pytest.fixture(params=["sgd", "adamw"])
+@pytest.fixture(params=["sgd", "adamw", "muon"])
 def recipe(recipe, request):
     """Without dropout, whose draws differ between back ends."""
-    optimizer = dataclasses.replace(recipe.optimizer, name=request.param)
+    lr = 0.01 if request.param == "muon" else recipe.optimizer.lr
+    optimizer = dataclasses.replace(recipe.optimizer, name=request.param, lr=lr)
     return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, dropout=0.0), optimizer=optimizer)
 
 
@@ -44,7 +45,7 @@ def uncaptured(monkeypatch):
 def test_adam_is_marked_capturable_in_the_capture_and_not_in_the_warm_up(recipe, dataset, uncaptured, monkeypatch):
     """Otherwise Adam refuses the capture, or warns in the warm-up, on CUDA only."""
     _, step = make_step(recipe, dataset, "captured")
-    (group,), told = step.optimizer.param_groups, []
+    (group, *_), told = step.optimizer.param_groups, []
     take = step._step
     monkeypatch.setattr(step, "_step", lambda: (told.append(group.get("capturable")), take()))
     step.run(1)
@@ -62,6 +63,18 @@ def test_what_is_captured_takes_the_steps_of_the_eager_one(recipe, dataset, unca
             step.run(count)
     assert torch.equal(replayed.losses, eager.losses)
     assert torch.equal(replayed.correct, eager.correct)
+    for (name, tensor), theirs in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(tensor, theirs), name
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_is_captured_as_it_is_taken_eagerly(recipe, dataset, uncaptured, part):
+    recipe = with_part(recipe, part)
+    model, eager = make_step(recipe, dataset, "eager")
+    other, replayed = make_step(recipe, dataset, "captured")
+    for step in (eager, replayed):
+        step.run(len(step.losses))
+    assert torch.equal(replayed.losses, eager.losses)
     for (name, tensor), theirs in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
         assert torch.equal(tensor, theirs), name
 
@@ -164,6 +177,22 @@ def test_captured_compiled_and_eager_agree_on_a_gpu(recipe, dataset, precision):
     tolerance = {"rtol": TOLERANCE[precision], "atol": TOLERANCE[precision]}
     torch.testing.assert_close(losses["compiled"], losses["eager"], **tolerance)
     torch.testing.assert_close(losses["captured"], losses["compiled"], **tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("part", PARTS)
+def test_a_captured_part_takes_the_eager_steps_on_a_gpu(recipe, dataset, part, without_waiting):
+    recipe, losses = with_part(recipe, part), {}
+    for backend in ("eager", "captured"):
+        _, step = make_step(recipe, dataset, backend, "cuda")
+        step.run(1)
+        step.run(len(step.losses) - 1)
+        assert step.backend == backend
+        losses[backend] = step.losses.cpu()
+    torch.testing.assert_close(losses["captured"], losses["eager"], rtol=TOLERANCE["fp32"], atol=TOLERANCE["fp32"])
+    step.seek(0)
+    with without_waiting():
+        step.run(len(step.loader) + 3)
 
 
 @pytest.mark.gpu

@@ -63,6 +63,20 @@ def test_multi_crop_weighs_six_views_as_airbench_does(model, split):
         torch.testing.assert_close(logits_of(model, "fp32", "multi_crop")(images), expected)
 
 
+def test_only_the_images_that_the_model_is_least_sure_of_get_the_other_views(model, split):
+    images = torch.from_numpy(split.images).permute(0, 3, 1, 2).float()
+    model.eval()
+    with torch.no_grad():
+        alone, augmented = model(images), logits_of(model, "fp32", "multi_crop")(images)
+        selective = logits_of(model, "fp32", "multi_crop", tta_share=0.3)(images)
+    best, second = alone.sort(descending=True).values[:, :2].unbind(1)
+    unsure = torch.zeros(len(images), dtype=torch.bool)
+    unsure[(best - second).argsort()[:21]] = True
+    torch.testing.assert_close(selective[unsure], augmented[unsure])
+    torch.testing.assert_close(selective[~unsure], alone[~unsure])
+    assert not torch.allclose(alone, augmented)
+
+
 @pytest.mark.parametrize("tta", VIEWS)
 def test_the_views_of_an_image_have_weights_that_sum_to_1_and_are_counted(tta):
     views = VIEWS[tta](torch.randn(2, 3, 6, 6))

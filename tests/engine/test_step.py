@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import make_step
+from helpers import make_step, with_part, with_train
 
 from fastcifar.data.resident import ResidentLoader
 from fastcifar.engine import step as steps
@@ -14,6 +14,7 @@ from fastcifar.engine.backends import build_step
 from fastcifar.models import build_model
 from fastcifar.optim.optimizers import build_optimizer
 from fastcifar.optim.schedules import lr_table
+from fastcifar.recipe import ImageSize
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 """Of losses. Against float64, float32's rounding was seen to grow to 6e-7 of them in ten of these steps; another order of sums
@@ -73,12 +74,59 @@ def test_seeking_gives_the_batches_of_that_step(recipe, dataset):
     assert sent.losses[: length + 1].isnan().all()
 
 
-def test_compiled_equals_eager(recipe, dataset):
+@pytest.mark.parametrize("part", [None, "sam", "image_sizes"])
+def test_compiled_equals_eager(recipe, dataset, part):
+    recipe = with_part(recipe, part) if part else recipe
     _, eager = make_step(recipe, dataset)
     _, compiled = make_step(recipe, dataset, "compiled")
     for step in (eager, compiled):
         step.run(4)
     torch.testing.assert_close(compiled.losses[:4], eager.losses[:4], **TOLERANCE)
+
+
+def test_images_have_the_size_of_their_epoch(recipe, dataset, monkeypatch):
+    recipe = with_train(recipe, epochs=4, image_sizes=(ImageSize(8, 0.25), ImageSize(12, 0.75)))
+    _, step = make_step(recipe, dataset)
+    sides, forward = [], step.forward
+    monkeypatch.setattr(step, "forward", lambda images, labels: (sides.append(images.shape[2:]), forward(images, labels))[1])
+    step.run(len(step.losses))
+    length = len(step.loader)
+    assert sides == [(8, 8)] * length + [(12, 12)] * 2 * length + [(16, 16)] * length
+
+
+def test_sam_takes_the_gradient_uphill(recipe, dataset):
+    """Against the paper's two passes, written with autograd.grad and SGD alone."""
+    recipe = with_part(recipe, "sam")
+    model, step = make_step(recipe, dataset)
+    plain, rho, config = copy.deepcopy(model), recipe.optimizer.sam_rho, recipe.optimizer
+    optimizer = torch.optim.SGD(plain.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    loader = ResidentLoader(dataset.train, recipe.augment, batch_size=recipe.train.batch_size, seed=recipe.train.seed)
+    weights = list(plain.parameters())
+    for index in range(3):
+        images, labels = loader.batch(index)
+        gradients = torch.autograd.grad(F.cross_entropy(plain(images), labels), weights)
+        length = sum((gradient**2).sum() for gradient in gradients).sqrt()
+        uphill = copy.deepcopy(plain)
+        for weight, gradient in zip(uphill.parameters(), gradients, strict=True):
+            weight.data += rho * gradient / length
+        F.cross_entropy(uphill(images), labels).backward()
+        for weight, other in zip(weights, uphill.parameters(), strict=True):
+            weight.grad = other.grad
+        optimizer.step()
+    step.run(3)
+    for (name, tensor), theirs in zip(model.state_dict().items(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(tensor, theirs, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_an_epoch_prefers_the_images_of_high_loss(recipe, dataset):
+    recipe = with_train(recipe, keep=0.7)
+    _, step = make_step(recipe, dataset)
+    loader, count = step.loader, len(dataset.train.labels)
+    step.run(len(loader))
+    seen = loader.image_losses.isfinite()
+    assert seen.sum() == len(loader) * recipe.train.batch_size
+    step.run(1)
+    assert set(range(count)) - set(seen.nonzero().flatten().tolist()) <= set(loader.order.tolist())
 
 
 def test_a_mark_hears_of_every_phase_in_order(recipe, dataset):

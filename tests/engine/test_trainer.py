@@ -9,11 +9,12 @@ import time
 
 import pytest
 import torch
-from helpers import quiet, timeless, with_train
+from helpers import PARTS, quiet, timeless, with_part, with_train
 
 from data_prep import prepare
 from fastcifar.augment import RandomCrop
 from fastcifar.data.dataset import load_dataset
+from fastcifar.engine.engine import Engine
 from fastcifar.engine.evaluate import evaluate_run
 from fastcifar.engine.trainer import Trainer, train
 from fastcifar.recipe import load_recipe
@@ -51,6 +52,31 @@ def test_a_run_leaves_every_file_of_the_contract(recipe, dataset, tmp_path):
     described = json.loads(result.run.environment.read_text())
     assert described["dataset_sha256"] == dataset.manifest.sha256
     assert described["torch"] == torch.__version__
+
+
+def test_seconds_hold_the_run_without_its_warm_up(recipe, dataset, tmp_path, monkeypatch):
+    def slow(engine):
+        time.sleep(0.3)
+        return 0.3
+
+    monkeypatch.setattr(Engine, "warm_up", slow)
+    summary = train(recipe, dataset, tmp_path / "run", device="cpu", reporter=quiet()).summary
+    assert summary.warm_up_seconds == 0.3
+    assert summary.train_seconds + summary.evaluate_seconds <= summary.seconds < summary.total_seconds - 0.3
+
+
+@pytest.mark.parametrize("written_by", ["this version", "an older one"])
+def test_the_seconds_of_a_resumed_run_are_those_of_both_processes(recipe, dataset, tmp_path, written_by):
+    how = {"device": "cpu", "reporter": quiet()}
+    run = train(recipe, dataset, tmp_path / "run", **how, should_stop=stop_after(6)).run
+    checkpoint = load_checkpoint(run.last)
+    info = checkpoint.info | {"run_seconds": 1000.0}
+    if written_by == "an older one":
+        info = checkpoint.info | {"seconds": {"warm_up": 5000.0, "train": 900.0, "evaluate": 100.0}}
+        del info["run_seconds"]
+    save_checkpoint(run.last, checkpoint.tensors, recipe.fitted_to(dataset.manifest).model, info=info)
+    summary = train(open_run(run.root)[1], dataset, resume=run, **how).summary
+    assert 1000 < summary.seconds < 2000
 
 
 def test_the_saved_recipe_is_the_resolved_one(recipe, dataset, tmp_path):
@@ -98,6 +124,26 @@ def test_a_stopped_and_resumed_run_is_bit_identical(
     for key, tensor in one.tensors.items():
         assert torch.equal(tensor, other.tensors[key]), key
     assert timeless(whole.run) == timeless(resumed.run)
+
+
+@pytest.mark.parametrize("steps_before_the_stop", [2, 0])
+@pytest.mark.parametrize("part", PARTS)
+def test_a_run_with_a_part_is_resumed_to_the_bit(recipe, dataset, tmp_path, part, steps_before_the_stop):
+    recipe = with_train(with_part(recipe, part), epochs=4)
+    length = int(len(dataset.train.labels) * recipe.train.keep) // recipe.train.batch_size
+    whole = train(recipe, dataset, tmp_path / "whole", device="cpu", reporter=quiet())
+    assert whole.summary.steps == 4 * length
+    stop = stop_after(2 * length + steps_before_the_stop)
+    assert not train(recipe, dataset, tmp_path / "parts", device="cpu", reporter=quiet(), should_stop=stop).finished
+    run, again = open_run(tmp_path / "parts")
+    resumed = train(again, dataset, resume=run, device="cpu", reporter=quiet())
+    one, other = (load_checkpoint(result.run.last) for result in (whole, resumed))
+    assert one.tensors.keys() == other.tensors.keys()
+    for key, tensor in one.tensors.items():
+        assert torch.equal(tensor, other.tensors[key]), key
+    assert timeless(whole.run) == timeless(resumed.run)
+    scored = evaluate_run(again, run.last, dataset, "test", torch.device("cpu"))
+    assert scored.accuracy == whole.summary.test_accuracy  # the checkpoint holds the model that was tested
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(recipe, dataset, tmp_path):
@@ -326,7 +372,7 @@ def test_what_does_not_fit_is_streamed_by_itself_and_never_read_whole(recipe, tm
 
     prepare("synthetic", tmp_path / "betons")
     monkeypatch.setattr("fastcifar.data.beton._gather", refuse)
-    monkeypatch.setattr("fastcifar.data.streaming.free_memory", lambda device: 2**20)
+    monkeypatch.setattr("fastcifar.data.choice.free_memory", lambda device: 2**20)
     dataset, recipe = load_dataset(tmp_path / "betons"), with_train(recipe, epochs=1, batch_size=2000)
     result = train(recipe, dataset, tmp_path / "run", device="cpu", reporter=quiet())
     described = json.loads(result.run.environment.read_text())

@@ -18,6 +18,8 @@ from fastcifar.runtime.precision import autocast
 pytestmark = pytest.mark.usefixtures("one_thread")
 AWKWARD = ResNetConfig(num_classes=5, stem_channels=12, channels=(12, 20, 28), blocks=(2, 2, 1), strides=(1, 2, 2))
 """No width is aligned, nor is the head's; blocks with and without a shortcut convolution."""
+GATED = {"squeeze": 4, "stochastic_depth": 0.5}
+PREACTIVATION = {"block": "preactivation", **GATED}
 STEPS = 50
 # Kernels of two widths sum in two orders, and training lets the difference grow: after 50 steps to 3e-6 and 7e-14 at most.
 TOLERANCE = {torch.float32: {"rtol": 1e-3, "atol": 1e-4}, torch.float64: {"rtol": 1e-9, "atol": 1e-10}}
@@ -90,19 +92,21 @@ SGD, NESTEROV = OptimizerConfig(), OptimizerConfig(nesterov=True, weight_decay=0
 
 
 @pytest.mark.parametrize(
-    ("config", "block", "dtype"),
+    ("config", "changes", "dtype"),
     [
-        (SGD, "basic", torch.float64),
-        (SGD, "basic", torch.float32),
-        (NESTEROV, "basic", torch.float64),
-        (NESTEROV, "bottleneck", torch.float64),
-        (NESTEROV, "basic", torch.float32),
-        (OptimizerConfig(name="adam"), "basic", torch.float64),
-        (OptimizerConfig(name="adamw", weight_decay=0.01), "basic", torch.float64),
+        (SGD, {}, torch.float64),
+        (SGD, {}, torch.float32),
+        (NESTEROV, {}, torch.float64),
+        (NESTEROV, {"block": "bottleneck"}, torch.float64),
+        (NESTEROV, GATED, torch.float64),
+        (NESTEROV, PREACTIVATION, torch.float64),
+        (NESTEROV, {}, torch.float32),
+        (OptimizerConfig(name="adam"), {}, torch.float64),
+        (OptimizerConfig(name="adamw", weight_decay=0.01), {}, torch.float64),
     ],
 )
-def test_fifty_steps_are_those_of_the_unpadded_model(config, block, dtype):
-    model, twin = pair(replace(AWKWARD, block=block), 8, dtype)
+def test_fifty_steps_are_those_of_the_unpadded_model(config, changes, dtype):
+    model, twin = pair(replace(AWKWARD, **changes), 8, dtype)
     if dtype == torch.float32:
         model, twin = with_gelu(model), with_gelu(twin)
     optimizers = [build_optimizer(m, config) for m in (model, twin)]
@@ -118,8 +122,9 @@ def test_fifty_steps_are_those_of_the_unpadded_model(config, block, dtype):
     ("device", "precision"),
     [("cpu", "fp32"), *(pytest.param("cuda", precision, marks=pytest.mark.gpu) for precision in ("fp32", "bf16"))],
 )
-def test_padding_stays_exactly_zero(device, precision):
-    twin = pair(AWKWARD, 8, torch.float32)[1].to(device)
+@pytest.mark.parametrize("changes", [{}, PREACTIVATION], ids=["basic", "preactivation"])
+def test_padding_stays_exactly_zero(changes, device, precision):
+    twin = pair(replace(AWKWARD, **changes), 8, torch.float32)[1].to(device)
     optimizer = build_optimizer(twin, NESTEROV)
     train(twin, optimizer, range(STEPS), precision)
     assert_padding_is_zero(twin, optimizer)

@@ -15,7 +15,7 @@ def torch_table(make, epochs, steps, per_step):
         for _ in range(steps):
             table.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
-            if per_step:
+            if per_step is True or (per_step and len(table) < epochs * steps):
                 scheduler.step()
         if not per_step:
             scheduler.step()
@@ -38,6 +38,19 @@ def test_linear_equals_torch_linearlr():
     ours = lr_table(ScheduleConfig("linear", final_factor=0.2), 0.3, 5, 4)
     theirs = torch_table(lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.2, 20), 5, 4, per_step=True)
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(("name", "strategy"), [("one_cycle", "cos"), ("triangular", "linear")])
+def test_a_cycle_equals_torch_onecyclelr(name, strategy):
+    config = ScheduleConfig(name, warmup_epochs=1.5, initial_factor=0.2, final_factor=0.01)
+    how = {"pct_start": 0.3, "anneal_strategy": strategy, "div_factor": 5, "final_div_factor": 20, "cycle_momentum": False}
+    theirs = torch_table(lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.3, 20, **how), 5, 4, per_step="not the last")
+    torch.testing.assert_close(lr_table(config, 0.3, 5, 4), theirs)
+
+
+def test_a_cycle_without_a_rise_starts_at_its_peak():
+    table = lr_table(ScheduleConfig("triangular", final_factor=0.5), 1.0, 1, 5)
+    torch.testing.assert_close(table, torch.tensor([1.0, 0.875, 0.75, 0.625, 0.5]))
 
 
 def test_the_warm_up_rises_evenly_to_the_peak():

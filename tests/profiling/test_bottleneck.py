@@ -1,4 +1,4 @@
-"""The sentence: each kind of bottleneck is named, with the key to turn."""
+"""Each kind of bottleneck is named in a sentence, with the key to change."""
 
 import re
 
@@ -24,8 +24,8 @@ def idling(share, **phases):
             {"phases": idling(0.61), "backend": "eager"},
             "launch-bound at batch 64: 61% of the step is gaps.*`backend=captured`",
         ),
-        ({"phases": idling(0.61)}, r"launch-bound.* train\.batch_size up"),
-        ({"phases": idling(0.3), "waits": {"cudaStreamSynchronize": 1.0}}, r"host-bound.*1 times a step \(cudaStreamSync"),
+        ({"phases": idling(0.61)}, r"launch-bound.* increase train\.batch_size"),
+        ({"phases": idling(0.3), "waits": {"cudaStreamSynchronize": 1.0}}, r"host-bound.*1 times per step \(cudaStreamSync"),
         (
             {"phases": idling(0.4), "device": "cpu", "idle_in": "augment"},
             "host-bound.* no operator runs, most of it in augment",
@@ -41,14 +41,14 @@ def idling(share, **phases):
         ({"utilisation": 1.0}, "compute-bound: the step reaches 100%"),
         (
             {"utilisation": 2.76},
-            r"bound by convolutions, 73% of the work; .* 276% of the arithmetic .* no ceiling here; .* model\.channels",
+            r"bound by convolutions, 73% of the work; .* 276% of the peak .* slower here than .*; reduce model\.channels",
         ),
-        ({"utilisation": 2.76, "precision": "fp32"}, r"no ceiling here.* train\.precision to bf16"),
+        ({"utilisation": 2.76, "precision": "fp32"}, r"slower here than convolutions; set train\.precision to bf16"),
         ({"awkward_widths": True}, r"bound by convolutions, 73% of the work.* train\.pad_widths"),
         ({}, r"bound by convolutions.* train\.batch_size"),
     ],
 )
-def test_each_bottleneck_is_named_with_the_key_to_turn(changes, words):
+def test_each_bottleneck_is_named_with_the_key_to_change(changes, words):
     sentence = bottleneck(**USUAL | changes)
     assert re.search(words, sentence), sentence
     assert "\n" not in sentence

@@ -16,7 +16,7 @@ def described():
 
 def test_the_floor_is_the_arithmetic_over_the_measured_rate(described):
     flops = 6 * described["model"]["macs"] * 40 * 40_000
-    assert described["floor_seconds"] == pytest.approx(flops / described["ceilings"]["flops_per_s"])
+    assert described["floor_seconds"] == pytest.approx(flops / described["peaks"]["flops_per_s"])
 
 
 def test_size_images_and_classes_are_those_of_the_data_set(recipe, dataset):

@@ -16,7 +16,7 @@ from fastcifar.engine.captured import CapturedStep
 from fastcifar.profiling import profile as profiling
 from fastcifar.profiling.profile import profile
 from fastcifar.profiling.trace import Trace, Work
-from fastcifar.runtime.roofline import Ceilings
+from fastcifar.runtime.roofline import Peaks
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 BACKENDS = [
@@ -26,10 +26,10 @@ BACKENDS = [
 
 
 @pytest.fixture
-def ceilings(monkeypatch):
-    """Known ones, and no time spent on them."""
-    known = Ceilings(flops_per_s=1e12, bytes_per_s=1e11)
-    monkeypatch.setattr(profiling, "measure_ceilings", lambda device, dtype: known)
+def peaks(monkeypatch):
+    """Known peak rates, without measuring any."""
+    known = Peaks(flops_per_s=1e12, bytes_per_s=1e11)
+    monkeypatch.setattr(profiling, "measure_peaks", lambda device, precision: known)
     return known
 
 
@@ -45,17 +45,17 @@ def run(recipe, dataset, tmp_path, device="cpu", backend="auto", steps=3):
 
 
 @pytest.mark.parametrize("pad", [0, 8])
-def test_the_utilisation_is_that_of_the_models_own_flops(recipe, dataset, tmp_path, ceilings, pad):
+def test_the_utilisation_is_that_of_the_models_own_flops(recipe, dataset, tmp_path, peaks, pad):
     """Not of the padding's."""
     recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, pad_widths=pad))
     found = run(recipe, dataset, tmp_path)
     assert found["flops"] == count_flops(recipe)
-    assert found["utilisation"] == pytest.approx(found["flops"] / found["step_seconds"] / ceilings.flops_per_s)
+    assert found["utilisation"] == pytest.approx(found["flops"] / found["step_seconds"] / peaks.flops_per_s)
     assert found["step_seconds"] == sorted(found["rounds"])[3]
 
 
 @pytest.mark.parametrize(("device", "backend"), BACKENDS)
-def test_phases_and_gaps_add_up_to_the_step(recipe, dataset, tmp_path, ceilings, device, backend):
+def test_phases_and_gaps_add_up_to_the_step(recipe, dataset, tmp_path, peaks, device, backend):
     found = run(recipe, dataset, tmp_path, device, backend)
     assert found["step"] == backend
     assert sum(found["phases"].values()) == pytest.approx(found["step_seconds"], rel=0.05)
@@ -65,7 +65,15 @@ def test_phases_and_gaps_add_up_to_the_step(recipe, dataset, tmp_path, ceilings,
     assert found["bottleneck"].startswith("You are")
 
 
-def test_a_planted_sleep_is_the_bottleneck(recipe, dataset, tmp_path, ceilings, monkeypatch):
+@pytest.mark.parametrize(("batch_size", "keep"), [(64, 1.0), (30, 0.5)])
+def test_every_step_of_a_round_has_a_learning_rate(recipe, dataset, tmp_path, peaks, batch_size, keep):
+    """An epoch of 80 images, of which it may keep 40, is one batch, and the last partial one is dropped."""
+    train = dataclasses.replace(recipe.train, batch_size=batch_size, keep=keep, epochs=1)
+    found = run(dataclasses.replace(recipe, train=train), dataset, tmp_path, steps=20)
+    assert found["step_seconds"] > 0
+
+
+def test_a_planted_sleep_is_the_bottleneck(recipe, dataset, tmp_path, peaks, monkeypatch):
     load = ResidentLoader.load
     monkeypatch.setattr(ResidentLoader, "load", lambda loader: (time.sleep(0.4), load(loader))[1])
     found = run(recipe, dataset, tmp_path, steps=1)
@@ -91,7 +99,7 @@ def test_a_planted_synchronisation_is_the_bottleneck(recipe, dataset, tmp_path, 
     assert "cudaDeviceSynchronize" in found["bottleneck"]
 
 
-def test_a_profile_is_printed_drawn_and_json(recipe, dataset, tmp_path, ceilings, capsys):
+def test_a_profile_is_printed_drawn_and_json(recipe, dataset, tmp_path, peaks, capsys):
     found = run(recipe, dataset, tmp_path)
     print_profile(found)
     printed = capsys.readouterr().out

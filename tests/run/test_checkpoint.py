@@ -51,6 +51,40 @@ def test_another_architecture_is_refused_with_the_key_that_differs(recipe, tmp_p
         restore_model(load_checkpoint(path), build_model(other), other)
 
 
+@pytest.fixture
+def old_checkpoint(recipe, tmp_path):
+    """A checkpoint from before these keys existed."""
+    new = {"squeeze", "stochastic_depth", "budget"}
+    old = {key: value for key, value in dataclasses.asdict(recipe.model).items() if key not in new}
+    path = tmp_path / "old.safetensors"
+    save_checkpoint(path, checkpoint_tensors(build_model(recipe.model)), recipe.model, info={"model": old})
+    checkpoint = load_checkpoint(path)
+    assert not new & set(checkpoint.info["model"])
+    return checkpoint
+
+
+@pytest.mark.parametrize("budget", [0, 5_000_000])
+def test_a_key_that_an_old_checkpoint_lacks_counts_as_its_default_but_the_budget_never_counts(budget, recipe, old_checkpoint):
+    config = dataclasses.replace(recipe.model, budget=budget)
+    model = build_model(config)
+    restore_model(old_checkpoint, model, config)
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, old_checkpoint.tensors[f"model.{key}"]), key
+
+
+def test_the_budget_of_a_checkpoint_does_not_count(recipe, tmp_path):
+    path = tmp_path / "last.safetensors"
+    save_checkpoint(path, checkpoint_tensors(build_model(recipe.model)), dataclasses.replace(recipe.model, budget=4_000_000))
+    restore_model(load_checkpoint(path), build_model(recipe.model), recipe.model)
+
+
+@pytest.mark.parametrize(("key", "value"), [("squeeze", 4), ("stochastic_depth", 0.5)])
+def test_an_old_checkpoint_is_refused_for_a_model_with_new_parts(key, value, recipe, old_checkpoint):
+    config = dataclasses.replace(recipe.model, **{key: value})
+    with pytest.raises(UserError, match=rf"model.{key} is 0(\.0)? there and {value} here"):
+        restore_model(old_checkpoint, build_model(config), config)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [(None, "no such checkpoint"), (b"not safetensors at all", "not a readable safetensors file")],

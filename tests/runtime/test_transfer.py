@@ -23,15 +23,16 @@ def test_numbers_arrive_exactly_and_are_those_of_the_moment_of_sending(device):
         expected = losses.cpu().clone()
 
 
-def make_snapshot(device):
-    return Snapshot(torch.cuda.Stream() if device == "cuda" else None)
+def make_snapshots(device, count=1):
+    stream = torch.cuda.Stream() if device == "cuda" else None
+    return [Snapshot(stream) for _ in range(count)]
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_snapshot_does_not_change_with_the_originals_nor_a_copy_with_the_next_snapshot(device):
     """Nor what was read of it, which a thread may still be writing."""
     live = {"model.a": torch.zeros(3, 2, device=device), "other": torch.zeros((), dtype=torch.int64, device=device)}
-    newest, best = make_snapshot(device), make_snapshot(device)
+    newest, best = make_snapshots(device, 2)
     newest.take(live)
     best.copy(newest, "model.")
     for tensor in live.values():
@@ -48,9 +49,9 @@ def test_a_snapshot_does_not_change_with_the_originals_nor_a_copy_with_the_next_
 
 @pytest.mark.gpu
 def test_a_copy_waits_until_the_other_snapshot_is_taken():
-    """Though that is read on another stream."""
+    """The copy is made on the stream that reads them, and neither may overtake work of the device's own stream."""
     live = {"x": torch.zeros(1, device="cuda")}
-    newest, best = make_snapshot("cuda"), make_snapshot("cuda")
+    newest, best = make_snapshots("cuda", 2)
     for expected in range(2):
         torch.cuda._sleep(10_000_000)
         newest.take(live)
@@ -70,7 +71,7 @@ def test_a_clock_goes_forward(device):
 @pytest.mark.gpu
 def test_reading_waits_for_the_copy_and_not_for_what_came_later():
     live = {"x": torch.zeros(1, device="cuda")}
-    transfer, snapshot = Transfer(torch.device("cuda")), make_snapshot("cuda")
+    transfer, [snapshot] = Transfer(torch.device("cuda")), make_snapshots("cuda")
     transfer.send([live["x"]])
     snapshot.take(live)
     torch.cuda._sleep(2**32)  # about two seconds of work

@@ -7,7 +7,7 @@ PROFILER = "softcuda: there is no CUPTI, which PyTorch's profiler needs"
 AT_ONCE = "softcuda: work is never under way; run with SOFTCUDA_LAZY=1"
 
 REASONS: dict[str, str] = {
-    "tests/augment/test_erasing.py::test_more_elements_than_an_int32_counts_are_reached": SLOW,
+    "tests/augment/test_erasing_fused.py::test_more_elements_than_an_int32_counts_are_reached": SLOW,
     "tests/bench/test_subjects.py::test_a_subject_runs_on_a_gpu[augment]": SLOW,
     "tests/bench/test_subjects.py::test_a_subject_runs_on_a_gpu[erasing]": SLOW,
     "tests/profiling/test_profile.py::": PROFILER,

@@ -53,24 +53,25 @@ class Transform:
         """Raise UserError if a parameter is impossible."""
 
     def fitted_to(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Transform":
-        """This transform for a data set with that mean and standard deviation of each channel, pixels in 0 .. 1."""
+        """Return this transform for a data set with that mean and standard deviation of each channel, pixels in 0 .. 1."""
         return self
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the output; UserError if it cannot process images of that size."""
+        """Return height and width of the output; raise UserError if it cannot process images of that size."""
         return height, width
 
     def check_channels(self, channels: int) -> None:
         """Raise UserError if it cannot process images of that number of channels."""
 
     def draw(self, draws: Draws, shape: Shape) -> Step:
-        """Draw the parameters of a batch; return a function that applies them as torchvision does to each image, and them."""
+        """Draw the parameters of a batch; return a function that applies them as torchvision does, and the parameters."""
         raise NotImplementedError
 
     def kernel_constants(self, height: int, width: int, channels: int) -> dict[str, Any]:
-        """Constants in T besides the fields, `stream`, `height`, `width`, `channels`, `green` and `blue`; T.value is Triton's.
+        """Return the constants that T has besides the transform's fields and those of `constants.transform_constants`.
 
-        With `black_outside`, pixels that `kernel_place` takes from outside the image are black.
+        A kernel cannot read `T.value`, because Triton's constants have an attribute of that name: choose another one. With
+        `black_outside`, pixels that `kernel_place` takes from outside of the image are black.
         """
         return {}
 
@@ -159,9 +160,9 @@ def pixels_at(images: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
 class triton_code:
     """Mark a function or method as Triton code, which becomes a `triton.jit` function when a kernel first needs it.
 
-    Not earlier, because recipes are also read without Triton. Besides the names of its module, the function sees `tl`
-    (triton.language) and `device` (fastcifar.augment.device); an import under `if TYPE_CHECKING:` shows them to the reader
-    and to ruff.
+    Not earlier, because recipes are also read without Triton. Besides the names of its module, the function can use `tl`
+    (triton.language) and `triton_functions` (fastcifar.augment.triton_functions); an import under `if TYPE_CHECKING:` tells
+    the reader and ruff where they come from.
     """
 
     _namespaces: ClassVar[dict[str, dict[str, Any]]] = {}
@@ -171,18 +172,19 @@ class triton_code:
 
     @cached_property
     def jitted(self) -> Callable[..., Any]:
-        """The `triton.jit` function; Triton compiles or interprets it as it does the functions of `device`."""
-        from fastcifar.augment import device
+        """The `triton.jit` function; Triton compiles or interprets it as it does those of `triton_functions`."""
+        from fastcifar.augment import triton_functions
 
-        return type(device.value)(FunctionType(self.function.__code__, self._namespace(self.function.__module__)))
+        return type(triton_functions.value)(FunctionType(self.function.__code__, self._namespace(self.function.__module__)))
 
     @classmethod
     def _namespace(cls, module: str) -> dict[str, Any]:
         if module not in cls._namespaces:
             import triton.language as tl
 
-            from fastcifar.augment import device
+            from fastcifar.augment import triton_functions
 
-            names = cls._namespaces[module] = {**vars(modules[module]), "tl": tl, "device": device}
+            names = cls._namespaces[module] = {**vars(modules[module]), "tl": tl}
+            names["triton_functions"] = triton_functions
             names.update((name, code.jitted) for name, code in names.copy().items() if isinstance(code, cls))
         return cls._namespaces[module]

@@ -14,7 +14,7 @@ from fastcifar.augment.transforms.base import Shape, Step, Transform, pixels_at,
 if TYPE_CHECKING:
     import triton.language as tl
 
-    from fastcifar.augment import device
+    from fastcifar.augment import triton_functions
 
 PADDING_MODES = ("constant", "reflect")
 
@@ -23,7 +23,7 @@ class _Window(Transform):
     """Base of both. Words: top, left."""
 
     def window(self, height: int, width: int) -> tuple[int, int, int]:
-        """Height and width of the window, and the padding."""
+        """Return height and width of the window, and the padding."""
         raise NotImplementedError
 
     def require_reflection(self, name: str, height: int, width: int) -> None:
@@ -47,8 +47,8 @@ class _Window(Transform):
 
     @triton_code
     def kernel_draw(T: tl.constexpr, image, lane, words):
-        top = device.below(device.pick(lane, words[0], T.stream), T.tops)
-        left = device.below(device.pick(lane, words[1], T.stream), T.lefts)
+        top = triton_functions.below(triton_functions.pick(lane, words[0], T.stream), T.tops)
+        left = triton_functions.below(triton_functions.pick(lane, words[1], T.stream), T.lefts)
         return top - T.offset, left - T.offset
 
     @triton_code
@@ -115,7 +115,7 @@ def pad(images: torch.Tensor, pixels: int, mode: str) -> torch.Tensor:
 
 
 def _reflected(size: int, pixels: int, device: torch.device) -> torch.Tensor:
-    """Source rows (or columns) of the padded version of an image of `size`."""
+    """Return the source rows (or columns) of the padded version of an image of `size`."""
     inside = torch.arange(-pixels, size + pixels, device=device).abs()
     return (size - 1) - ((size - 1) - inside).abs()
 

@@ -14,7 +14,7 @@ from fastcifar.augment.transforms.erasing import erase
 if TYPE_CHECKING:
     import triton.language as tl
 
-    from fastcifar.augment import device
+    from fastcifar.augment import triton_functions
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Cutout(Transform):
 
     @triton_code
     def kernel_draw(T: tl.constexpr, image, lane, words):
-        row = device.below(device.pick(lane, words[0], T.stream), T.height)
-        column = device.below(device.pick(lane, words[1], T.stream), T.width)
+        row = triton_functions.below(triton_functions.pick(lane, words[0], T.stream), T.height)
+        column = triton_functions.below(triton_functions.pick(lane, words[1], T.stream), T.width)
         side = tl.full((), T.size, tl.int32)
         return row - T.size // 2, column - T.size // 2, side, side
 
     @triton_code
     def kernel_color(T: tl.constexpr, drawn, image, y, x, red, green, blue, c: tl.constexpr):
-        return device.choose(device.inside(drawn, y, x), 0.0, 0.0, 0.0, red, green, blue)
+        return triton_functions.choose(triton_functions.inside(drawn, y, x), 0.0, 0.0, 0.0, red, green, blue)

@@ -24,7 +24,7 @@ from fastcifar.augment.transforms.base import (
 if TYPE_CHECKING:
     import triton.language as tl
 
-    from fastcifar.augment import device
+    from fastcifar.augment import triton_functions
 
 ATTEMPTS = 10
 NOISE_STREAM = 32
@@ -52,7 +52,8 @@ class RandomErasing(Transform):
         self.require_pair("scale", 0.0, 1.0)
         self.require_pair("ratio", 0.0, math.inf)
         self.require(self.ratio[0] > 0, "ratio", "must be above 0")
-        valid = self.value == "random" or all(map(is_number, as_tuple(self.value)))
+        values = as_tuple(self.value)
+        valid = self.value == "random" or (bool(values) and all(map(is_number, values)))
         self.require(valid, "value", 'must be a number, one for each channel, or "random"')
 
     def check_channels(self, channels: int) -> None:
@@ -83,33 +84,34 @@ class RandomErasing(Transform):
 
     @triton_code
     def kernel_draw(T: tl.constexpr, image, lane, words):
-        """Top, left, height and width of the box, int32 scalars; all 0 if nothing is erased. See `erasing_boxes`.
+        """Draw top, left, height and width of the box, int32 scalars; all 0 if nothing is erased. See `erasing_boxes`.
 
         One lane makes one attempt; the first box that fits is taken.
         """
         w0, w1, w2, w3 = words
-        area = device.between(w0, T.area[0], T.area[1]) * (T.height * T.width)
-        aspect = tl.exp(device.between(w1, T.log_ratio[0], T.log_ratio[1]))
-        height, width = device.round_to_even(tl.sqrt(area * aspect)), device.round_to_even(tl.sqrt(area / aspect))
+        area = triton_functions.between(w0, T.area[0], T.area[1]) * (T.height * T.width)
+        aspect = tl.exp(triton_functions.between(w1, T.log_ratio[0], T.log_ratio[1]))
+        height = triton_functions.round_to_even(tl.sqrt(area * aspect))
+        width = triton_functions.round_to_even(tl.sqrt(area / aspect))
         attempt = (lane > T.stream) & (lane <= T.stream + T.attempts)
-        first = tl.min(tl.where(attempt & (height < T.height) & (width < T.width), lane, device.LANES))
-        whether = device.uniform(device.pick(lane, w0, T.stream)) < T.p
-        first = tl.where(whether, first, device.LANES)
-        height, width = device.pick(lane, height, first), device.pick(lane, width, first)
-        top = device.below(device.pick(lane, w2, first), T.height + 1 - height)
-        left = device.below(device.pick(lane, w3, first), T.width + 1 - width)
+        first = tl.min(tl.where(attempt & (height < T.height) & (width < T.width), lane, triton_functions.LANES))
+        whether = triton_functions.uniform(triton_functions.pick(lane, w0, T.stream)) < T.p
+        first = tl.where(whether, first, triton_functions.LANES)
+        height, width = triton_functions.pick(lane, height, first), triton_functions.pick(lane, width, first)
+        top = triton_functions.below(triton_functions.pick(lane, w2, first), T.height + 1 - height)
+        left = triton_functions.below(triton_functions.pick(lane, w3, first), T.width + 1 - width)
         return top, left, height, width
 
     @triton_code
     def kernel_color(T: tl.constexpr, drawn, image, y, x, red, green, blue, c: tl.constexpr):
-        erased = device.inside(drawn, y, x)
+        erased = triton_functions.inside(drawn, y, x)
         if T.noise:
             if tl.max(erased.to(tl.int32)) > 0:
                 r, g, b = _noise(T, image[1], y * T.width + x, c)
-                red, green, blue = device.choose(erased, r, g, b, red, green, blue)
+                red, green, blue = triton_functions.choose(erased, r, g, b, red, green, blue)
             return red, green, blue
         else:
-            return device.choose(erased, T.fill[c], T.fill[c + T.green], T.fill[c + T.blue], red, green, blue)
+            return triton_functions.choose(erased, T.fill[c], T.fill[c + T.green], T.fill[c + T.blue], red, green, blue)
 
 
 def erase(images: torch.Tensor, boxes: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -122,7 +124,7 @@ def erase(images: torch.Tensor, boxes: torch.Tensor, value: torch.Tensor) -> tor
 
 
 def inside_boxes(boxes: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Mask of the pixels in `boxes`, as in `erase`, for images of `shape` (B, C, H, W): (B, 1, H, W) bool."""
+    """Mask the pixels in `boxes`, as in `erase`, for images of `shape` (B, C, H, W): (B, 1, H, W) bool."""
     top, left, height, width = boxes[:, :, None].unbind(1)
     y, x = (torch.arange(size, device=boxes.device) for size in shape[2:])
     rows, columns = (y >= top) & (y < top + height), (x >= left) & (x < left + width)
@@ -147,7 +149,7 @@ def erasing_boxes(words: Words, scale: tuple[float, float], ratio: tuple[float, 
 
 
 def erasing_noise(draws: Draws, shape: torch.Size) -> torch.Tensor:
-    """Standard normal noise, float32 of `shape` (B, C, H, W)."""
+    """Make standard normal noise, float32 of `shape` (B, C, H, W)."""
     count, channels, height, width = shape
     groups = math.ceil(channels / 4)
     group = torch.arange(height * width * groups, device=draws.index.device)
@@ -157,11 +159,11 @@ def erasing_noise(draws: Draws, shape: torch.Size) -> torch.Tensor:
 
 @triton_code
 def _noise(T: tl.constexpr, key, pixel, c: tl.constexpr):
-    """Standard normals for red, green and blue."""
+    """Make standard normals for red, green and blue."""
     seed, sample, epoch = key
     group = pixel * ((T.channels + 3) // 4) + c // 4
     zero = tl.zeros_like(group)
     sample, epoch = zero + sample.to(tl.int32), zero + epoch.to(tl.int32)
     w0, w1, w2, w3 = tl.philox(seed, sample, epoch, zero + T.noise_stream, group)
-    noise = device.normals(w0, w1, w2, w3)
+    noise = triton_functions.normals(w0, w1, w2, w3)
     return noise[c % 4], noise[(c + T.green) % 4], noise[(c + T.blue) % 4]

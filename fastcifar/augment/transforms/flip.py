@@ -13,7 +13,7 @@ from fastcifar.augment.transforms.base import Shape, Step, Transform, triton_cod
 if TYPE_CHECKING:
     import triton.language as tl
 
-    from fastcifar.augment import device
+    from fastcifar.augment import triton_functions
 
 
 class _Flip(Transform):
@@ -39,7 +39,7 @@ class RandomHorizontalFlip(_Flip):
 
     @triton_code
     def kernel_draw(T: tl.constexpr, image, lane, words):
-        return (device.uniform(device.pick(lane, words[0], T.stream)) < T.p,)
+        return (triton_functions.uniform(triton_functions.pick(lane, words[0], T.stream)) < T.p,)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class AlternatingFlip(_Flip):
 
     @triton_code
     def kernel_draw(T: tl.constexpr, image, lane, words):
-        coin = device.pick(lane, words[0], T.stream) >> 31
+        coin = triton_functions.pick(lane, words[0], T.stream) >> 31
         return (((coin.to(tl.int64) + image[1][2]) & 1) == 1,)
 
 

@@ -15,7 +15,7 @@ from fastcifar.runtime.errors import UserError
 if TYPE_CHECKING:
     import triton.language as tl
 
-    from fastcifar.augment import device
+    from fastcifar.augment import triton_functions
 
 GREY = 0.2989, 0.587, 0.114  # ITU-R 601-2 luma, in the digits torchvision uses
 JITTER_ORDERS = tuple(itertools.permutations(range(3)))  # of brightness (0), contrast (1), saturation (2)
@@ -43,7 +43,7 @@ class ColorJitter(Transform):
             raise UserError(f"ColorJitter: images of {channels} channels: must be of 1 or 3")
 
     def bounds(self) -> tuple[tuple[float, float], ...]:
-        """The bounds of the three factors."""
+        """Return the bounds of the three factors."""
         values = (self.brightness, self.contrast, self.saturation)
         return tuple(v if isinstance(v, tuple) else (max(0.0, 1.0 - v), 1.0 + v) for v in values)
 
@@ -58,12 +58,13 @@ class ColorJitter(Transform):
 
     @triton_code
     def kernel_draw(T: tl.constexpr, image, lane, words):
-        """For each of the three operations: the factor of the pixel, that of its grey, and the constant; see `jitter`."""
+        """Draw, for each operation, the factor of the pixel, that of its grey, and the constant; see `jitter`."""
         w0, w1, w2, w3 = words
-        brightness = device.between(device.pick(lane, w0, T.stream), T.bounds[0], T.bounds[1]).to(tl.float32)
-        contrast = device.between(device.pick(lane, w1, T.stream), T.bounds[2], T.bounds[3]).to(tl.float32)
-        saturation = device.between(device.pick(lane, w2, T.stream), T.bounds[4], T.bounds[5]).to(tl.float32)
-        order = device.below(device.pick(lane, w3, T.stream), 6)
+        B: tl.constexpr = T.bounds
+        brightness = triton_functions.between(triton_functions.pick(lane, w0, T.stream), B[0], B[1]).to(tl.float32)
+        contrast = triton_functions.between(triton_functions.pick(lane, w1, T.stream), B[2], B[3]).to(tl.float32)
+        saturation = triton_functions.between(triton_functions.pick(lane, w2, T.stream), B[4], B[5]).to(tl.float32)
+        order = triton_functions.below(triton_functions.pick(lane, w3, T.stream), 6)
         first = order // 2  # the permutations of 0, 1, 2 in lexicographic order
         second = tl.where(order % 2 == 0, tl.where(first == 0, 1, 0), tl.where(first == 2, 1, 2))
         third = 3 - first - second
@@ -90,7 +91,7 @@ class ColorJitter(Transform):
 
 
 def grey(images: torch.Tensor) -> torch.Tensor:
-    """Luma, (B, 1, H, W); an image of one channel is its own luma."""
+    """Compute the luma, (B, 1, H, W); an image of one channel is its own luma."""
     if images.shape[1] == 1:
         return images
     red, green, blue = (plane * weight for plane, weight in zip(images.split(1, dim=1), GREY, strict=True))
@@ -137,7 +138,7 @@ def _blend(T: tl.constexpr, red, green, blue, factor, of_grey, other):
 
 @triton_code
 def _mean_grey(T: tl.constexpr, image, turns, f0, g0, f1, g1):
-    """Mean grey, float32, of the image after `turns` operations (0 to 2).
+    """Compute the mean grey, float32, of the image after `turns` operations (0 to 2).
 
     Summed in integers, in units of 2**-20, so that the order of the sum, and with it the number of threads, has no effect.
     """
@@ -147,7 +148,7 @@ def _mean_grey(T: tl.constexpr, image, turns, f0, g0, f1, g1):
     for start in range(0, PIXELS, T.block):
         pixel = start + tl.arange(0, T.block)
         mask = pixel < PIXELS
-        red, green, blue = device.value(BEFORE, image, pixel // T.width, pixel % T.width, mask, 0)
+        red, green, blue = triton_functions.value(BEFORE, image, pixel // T.width, pixel % T.width, mask, 0)
         if turns > 0:
             red, green, blue = _blend(T, red, green, blue, f0, g0, 0.0)
         if turns > 1:

@@ -18,7 +18,7 @@ from fastcifar.augment.transforms.erasing import inside_boxes
 if TYPE_CHECKING:
     import triton.language as tl
 
-    from fastcifar.augment import device
+    from fastcifar.augment import triton_functions
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ class CutMix(Mixing):
 
     @triton_code
     def kernel_draw(T: tl.constexpr, image, lane, words):
-        row = device.below(device.pick(lane, words[0], T.streams[1]), T.height)
-        column = device.below(device.pick(lane, words[1], T.streams[1]), T.width)
+        row = triton_functions.below(triton_functions.pick(lane, words[0], T.streams[1]), T.height)
+        column = triton_functions.below(triton_functions.pick(lane, words[1], T.streams[1]), T.width)
         half = 0.5 * tl.sqrt(1.0 - _weight(T, lane, words))
         down, right = (half * T.height).to(tl.int32), (half * T.width).to(tl.int32)
         top, left = tl.maximum(row - down, 0), tl.maximum(column - right, 0)
@@ -97,7 +97,8 @@ class CutMix(Mixing):
 
     @triton_code
     def kernel_mix(T: tl.constexpr, box, y, x, red, green, blue, other_red, other_green, other_blue):
-        return device.choose(device.inside(box, y, x), other_red, other_green, other_blue, red, green, blue)
+        inside = triton_functions.inside(box, y, x)
+        return triton_functions.choose(inside, other_red, other_green, other_blue, red, green, blue)
 
 
 def symmetric_beta(radius: torch.Tensor, angle: torch.Tensor, alpha: float) -> torch.Tensor:
@@ -112,7 +113,7 @@ def symmetric_beta(radius: torch.Tensor, angle: torch.Tensor, alpha: float) -> t
 
 
 def cut_mix_boxes(words: Words, weight: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """The partner's rectangles, (B, 4) int64: top, left, height, width, clipped to the image, as torchvision's CutMix."""
+    """Compute the partner's rectangles, (B, 4) int64: top, left, height, width, clipped to the image, as in torchvision."""
     half = 0.5 * torch.sqrt(1 - weight)
     edges = []
     for word, length in zip(words[:2], size, strict=True):
@@ -125,8 +126,8 @@ def cut_mix_boxes(words: Words, weight: torch.Tensor, size: tuple[int, int]) -> 
 @triton_code
 def _weight(T: tl.constexpr, lane, words):
     """Draw from Beta(alpha, alpha), float64; see `symmetric_beta`."""
-    u = device.uniform(device.pick(lane, words[1], T.stream)).to(tl.float64)
-    cos, _ = device.cos_sin(device.uniform(device.pick(lane, words[2], T.stream)).to(tl.float64))
+    u = triton_functions.uniform(triton_functions.pick(lane, words[1], T.stream)).to(tl.float64)
+    cos, _ = triton_functions.cos_sin(triton_functions.uniform(triton_functions.pick(lane, words[2], T.stream)).to(tl.float64))
     spread = tl.exp(tl.log(1.0 - u) * (-1.0 / T.alpha)) - 1.0
     side = tl.where(cos < 0, -0.5, 0.5)
     return 0.5 + side / tl.sqrt(1.0 + 1.0 / (spread * cos * cos))

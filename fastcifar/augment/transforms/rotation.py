@@ -15,7 +15,7 @@ from fastcifar.augment.transforms.base import Shape, Step, Transform, pixels_at,
 if TYPE_CHECKING:
     import triton.language as tl
 
-    from fastcifar.augment import device
+    from fastcifar.augment import triton_functions
 
 FIXED_POINT = 16
 """Fractional bits of a source coordinate."""
@@ -32,7 +32,7 @@ class RandomRotation(Transform):
         self.require_number_or_pair("degrees", -math.inf)
 
     def bounds(self) -> tuple[float, float]:
-        """The bounds of the angle in degrees, counter-clockwise."""
+        """Return the bounds of the angle in degrees, counter-clockwise."""
         return self.degrees if isinstance(self.degrees, tuple) else (-self.degrees, self.degrees)
 
     def draw(self, draws: Draws, shape: Shape) -> Step:
@@ -44,8 +44,8 @@ class RandomRotation(Transform):
 
     @triton_code
     def kernel_draw(T: tl.constexpr, image, lane, words):
-        degrees = device.between(device.pick(lane, words[0], T.stream), T.low, T.high)
-        cos, sin = device.cos_sin(degrees * (1.0 / 360.0))
+        degrees = triton_functions.between(triton_functions.pick(lane, words[0], T.stream), T.low, T.high)
+        cos, sin = triton_functions.cos_sin(degrees * (1.0 / 360.0))
         right, down = (1 - T.width) / 2, (1 - T.height) / 2
         column = cos * right - sin * down + (T.width / 2 + 1)
         row = sin * right + cos * down + (T.height / 2 + 1)
@@ -61,7 +61,7 @@ class RandomRotation(Transform):
 
 
 def rotation(degrees: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Coefficients for `rotate`: by `degrees`, (B,), counter-clockwise about the centre of images of `size` (H, W).
+    """Compute coefficients for `rotate`: by `degrees`, (B,), counter-clockwise about the centre of images of `size` (H, W).
 
     (B, 6) int32 in fixed point, so that every device finds the same pixel: a, b, c, d, e, f of column = a x + b y + c and
     row = d x + e y + f, the source of the pixel in column x and row y, in an image with a black border of 1.

@@ -1,20 +1,19 @@
-"""Device functions of the Triton kernels: an image's draws, a pixel after each transform, and arithmetic for both.
+"""Functions that the Triton kernels share: an image's draws, a pixel after each transform, and arithmetic for both.
 
 One warp makes all draws of an image: lane s computes the four words of stream s, so all streams below 32 cost one Philox.
 A draw is then picked from its lane.
 
-A transform either moves pixels (crop, flip, rotation) or changes their values (jitter, normalisation, erasing), so the value
-of a pixel is found by asking the last transform, which asks the one before it for a pixel elsewhere, and so on down to the
-uint8 image:
+A transform either moves pixels (crop, flip, rotation) or changes their values (jitter, normalisation, erasing). So an output
+pixel is computed recursively, from the last transform back to the uint8 image:
 
     value(t, y, x) = color_t(value(t - 1, place_t(y, x)))      value(0, y, x) = image[y, x] / 255
 
-That recursion is unrolled when a kernel is compiled for a policy, so an absent transform costs nothing. Each transform is in
-its own file in `transforms/`; T are its constants, see `policy_constants`. Only ColorJitter's contrast needs more than one
-pixel, the mean grey of the image: a first pass over the image computes it, and leaves the image in the cache.
+The recursion is unrolled when a kernel is compiled for a policy, so an absent transform costs nothing. T are the constants of
+a transform; see `constants.policy_constants`. Only ColorJitter's contrast needs more than one pixel, the mean grey of the
+image: a first pass over the image computes it, and leaves the image in the cache.
 
 Arithmetic that decides a pixel's position is in integers or in float64, as in the reference, so that both find the same
-position. Cosines and sines are our own because those of CUDA's library keep a table in local memory.
+position. Cosine and sine are computed here because those of CUDA's library keep a table in local memory.
 """
 
 import triton
@@ -42,7 +41,7 @@ def parameters(T: tl.constexpr, image_ptr, key, lane, words):
 
 @triton.jit
 def value(T: tl.constexpr, image, y, x, mask, c: tl.constexpr):
-    """(red, green, blue) float32 of pixel (y, x) after T; nothing is read outside of `mask`.
+    """Compute (red, green, blue) float32 of pixel (y, x) after T; nothing is read outside of `mask`.
 
     `image`: (image_ptr, key, result of `parameters`); `c`: the first channel.
     """
@@ -79,14 +78,14 @@ def choose(condition, red, green, blue, other_red, other_green, other_blue):
 
 @triton.jit
 def inside(box, y, x):
-    """Mask of the pixels (y, x) in a box: top, left, height, width."""
+    """Mask the pixels (y, x) in a box: top, left, height, width."""
     top, left, height, width = box
     return (y >= top) & (y < top + height) & (x >= left) & (x < left + width)
 
 
 @triton.jit
 def draw_words(seed, sample, epoch, group):
-    """(lane, words): lanes 0 to 31, and the four words of stream = lane, uint32 each."""
+    """Compute (lane, words): lanes 0 to 31, and the four words of stream = lane, uint32 each."""
     lane = tl.arange(0, LANES)
     epochs = tl.where(lane == ALTERNATING_FLIP, 0, epoch.to(tl.int32))
     samples = tl.zeros_like(lane) + sample.to(tl.int32)
@@ -95,7 +94,7 @@ def draw_words(seed, sample, epoch, group):
 
 @triton.jit
 def pick(lane, values, chosen):
-    """The value in lane `chosen`, a scalar; 0 if there is no such lane."""
+    """Return the value in lane `chosen`, a scalar; 0 if there is no such lane."""
     return tl.sum(tl.where(lane == chosen, values, tl.zeros_like(values)))
 
 
@@ -125,7 +124,7 @@ def round_to_even(x):
 
 @triton.jit
 def cos_sin(turns):
-    """Cosine and sine of an angle in turns, float32 or float64: Taylor's series within an eighth of a turn of an axis."""
+    """Compute cosine and sine of an angle in turns, float32 or float64, by Taylor's series near the closest axis."""
     quarters = tl.floor(turns * 4.0 + 0.5)
     x = (turns * 4.0 - quarters) * 1.5707963267948966
     z = x * x
@@ -143,7 +142,7 @@ def cos_sin(turns):
 
 @triton.jit
 def normals(w0, w1, w2, w3):
-    """Four standard normals from four words, by the Box-Muller transform, in float32."""
+    """Make four standard normals from four words, by the Box-Muller transform, in float32."""
     first, second = tl.sqrt(-2.0 * tl.log(1.0 - uniform(w0))), tl.sqrt(-2.0 * tl.log(1.0 - uniform(w2)))
     cos, sin = cos_sin(uniform(w1))
     other_cos, other_sin = cos_sin(uniform(w3))
