@@ -32,5 +32,5 @@ lint: setup ## check style
 bench: setup ## compare everything with its roofline and its peers, some minutes on two cores; ARGS="..." is passed to bench
 	@.venv/bin/python -m fastcifar bench $(ARGS)
 
-train: setup ## prepare CIFAR-10 and train: the seed recipe on a GPU, else the cpu recipe; ARGS="..." is passed to train
+train: setup ## prepare CIFAR-10 and train: the seed recipe on a GPU, else the quick recipe; ARGS="..." is passed to train
 	@scripts/train.sh $(ARGS)

@@ -44,7 +44,7 @@ class TimedSteps:
         self.seconds += time.perf_counter() - began
 
 
-def main(name: str = "cpu", steps: int = 100) -> None:
+def main(name: str = "seed", steps: int = 100) -> None:
     recipe = load_recipe(name, ["train.epochs=1", "schedule.warmup_epochs=0"])
     device = choose_device("auto")
     clock, silent = Clock(device), Reporter(console=Console(quiet=True, force_terminal=False))

@@ -3,6 +3,7 @@
 Slow imports are inside the commands, so that `fastcifar --help` answers at once.
 """
 
+import errno
 import sys
 
 import typer
@@ -47,9 +48,9 @@ def main() -> None:
         sys.stderr.close()
         code = 0
     except OSError as error:  # no permission, a full disk, a folder where a file should be
-        if error.filename is None:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        code = _fail(f"{error.filename2 or error.filename}: {error.strerror}")
+        code = _fail(f"{error.filename2 or error.filename or 'a file'}: {error.strerror}")
     except Exception as error:
         if not hasattr(error, "format_message"):  # only usage errors have it; their class differs between versions of typer
             raise

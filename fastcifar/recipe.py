@@ -266,7 +266,7 @@ def _config(cls: type, table: Any, where: str, section: str) -> Any:
 def _typed(value: Any, hint: Any, what: str) -> Any:
     """Check or convert `value` to the type `hint`: int, float, str, bool, Literal or homogeneous tuple."""
     if get_origin(hint) is Literal:
-        if value not in get_args(hint):
+        if (type(value), value) not in [(type(choice), choice) for choice in get_args(hint)]:  # as False == 0 and 8.0 == 8
             choices = [str(choice) for choice in get_args(hint)]
             raise UserError(f"{what} = {value!r}: must be one of {', '.join(choices)}")
         return value

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prepare CIFAR-10 and train on it: the seed recipe on a CUDA GPU, else the cpu recipe.
+# Prepare CIFAR-10 and train on it: the seed recipe on a CUDA GPU, else the quick recipe.
 # Where CIFAR-10 is neither given nor downloadable, train on the synthetic set; the first and the last line say so.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -28,7 +28,7 @@ fi
 if [ "$(.venv/bin/python -c 'import torch; print(torch.cuda.is_available())')" = True ]; then
     recipe=seed why="PyTorch sees a CUDA GPU"
 else
-    recipe=cpu why="PyTorch sees no CUDA GPU"
+    recipe=quick why="PyTorch sees no CUDA GPU"
 fi
 echo "training the recipe $recipe: $why"
 fastcifar train --recipe "$recipe" --data "$data" "$@"

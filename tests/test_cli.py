@@ -16,8 +16,8 @@ from fastcifar.commands.options import in_options
 from fastcifar.recipe import recipe_names
 
 SMALL = [
-    "--recipe", "cpu", "--set", "model.stem_channels=8", "--set", "model.channels=[8, 8, 16]", "--set",
-    "train.batch_size=1000", "--set", "schedule.warmup_epochs=0.0", "--device", "cpu",
+    "--recipe", "seed", "--set", "model.stem_channels=8", "--set", "model.channels=[8, 8, 16]", "--set",
+    "model.blocks=[1, 1, 1]", "--set", "model.strides=[2, 2, 2]", "--set", "train.batch_size=1000", "--device", "cpu",
 ]  # fmt: skip
 
 
@@ -138,8 +138,8 @@ def test_every_command_that_computes_says_that_the_precision_is_emulated(here, b
     here("train", *SMALL, "--data", betons, "--epochs", 1, "--out", run)
     monkeypatch.setattr("fastcifar.runtime.precision.emulation_warning", lambda precision, device: f"{precision} is emulated")
     monkeypatch.setattr("fastcifar.bench.run", lambda *_, **__: [])
-    recipe = ["--recipe", "cpu", "--set", "train.precision=fp32", "--device", "cpu"]
-    small = ["--set", "model.channels=[8, 8, 16]", "--set", "train.batch_size=8"]
+    recipe = ["--recipe", "seed", "--set", "train.precision=fp32", "--device", "cpu"]
+    small = ["--set", "model.channels=[8, 8, 16, 16]", "--set", "train.batch_size=8"]
     profile = ["profile", *recipe, *small, "--steps", 1, "--data", betons, "--out", tmp_path / "profile"]
     for command in (["info", *recipe], ["bench", "step", *recipe], profile):
         code, out, err = here(*command)

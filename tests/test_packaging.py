@@ -91,11 +91,11 @@ def test_make_train_trains_on_what_prep_prepared(make_train):
     result = make_train(prep_code=0)
     assert result.returncode == 0
     assert "SYNTHETIC" not in result.stdout
-    assert result.stdout.splitlines()[-1] == "ran -m fastcifar train --recipe cpu --data betons --seed 7"
+    assert result.stdout.splitlines()[-1] == "ran -m fastcifar train --recipe quick --data betons --seed 7"
 
 
 @pytest.mark.parametrize(
-    ("cuda", "recipe", "why"), [("True", "seed", "PyTorch sees a CUDA GPU"), ("False", "cpu", "PyTorch sees no CUDA GPU")]
+    ("cuda", "recipe", "why"), [("True", "seed", "PyTorch sees a CUDA GPU"), ("False", "quick", "PyTorch sees no CUDA GPU")]
 )
 def test_make_train_picks_the_recipe_for_the_machine_and_says_why(make_train, cuda, recipe, why):
     said, chosen, ran = make_train(prep_code=0, cuda=cuda).stdout.splitlines()
@@ -110,7 +110,7 @@ def test_make_train_says_first_and_last_that_it_used_synthetic_data(make_train):
     first, *_, trained, last = result.stdout.splitlines()
     assert first == last
     assert "SYNTHETIC" in first
-    assert trained == "ran -m fastcifar train --recipe cpu --data betons-synthetic --seed 7"
+    assert trained == "ran -m fastcifar train --recipe quick --data betons-synthetic --seed 7"
 
 
 @pytest.mark.parametrize("code", [2, 1, 130])
@@ -125,4 +125,4 @@ def test_make_train_goes_on_with_what_was_prepared_before(make_train, tmp_path):
     (tmp_path / "betons/dataset.json").touch()
     first, *_, last = make_train(prep_code=2, said=NO_DOWNLOAD).stdout.splitlines()
     assert first.startswith("training on betons as it was prepared before")
-    assert last == "ran -m fastcifar train --recipe cpu --data betons --seed 7"
+    assert last == "ran -m fastcifar train --recipe quick --data betons --seed 7"

@@ -50,12 +50,12 @@ def train(
         dataset = load_dataset(data)
         reporter = Reporter(verbose=verbose, epochs=verbose or runs == 1)
         with stop_on_interrupt(echo=0.0 if world.size == 1 else 5.0) as should_stop:
-            how = {"device": device, "backend": step, "loader": loader, "reporter": reporter, "should_stop": should_stop}
+            options = {"device": device, "backend": step, "loader": loader, "reporter": reporter, "should_stop": should_stop}
             if runs == 1:
-                result = run_training(resolved, dataset, out, resume=run, **how)
+                result = run_training(resolved, dataset, out, resume=run, **options)
                 summary, hint = result.summary, f"; resume with: fastcifar train --resume {result.run.root} --data {data}"
             else:
-                results, summary = train_runs(resolved, dataset, out, runs=runs, **how)
+                results, summary = train_runs(resolved, dataset, out, runs=runs, **options)
                 result, hint = results[-1], f" in run {len(results)} of {runs}; {len(results) - 1} finished"
     if world.is_rank_0 and summary:
         write_result(json, summary.to_json())

@@ -12,16 +12,43 @@ import torch
 from fastcifar.augment import Policy
 from fastcifar.augment.backend import batch_loader, choose_augment
 from fastcifar.runtime.errors import UserError
-from fastcifar.runtime.shard import Shard
+from fastcifar.runtime.shard import WHOLE, Shard
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """Images (B, C, H, W), and labels (B,) int64 or their probabilities (B, K) float32."""
 
 
 class Loader:
-    """Base class of both loaders, which document its arguments and attributes.
+    """Base class of the resident and the streaming loader.
 
-    A subclass sets `order` (this rank's samples of the epoch, int64 on the device), and defines `_select_epoch` and `load`.
+    Iterating yields `(images, labels)`: images (B, C, H, W) in channels-last memory and `dtype`, labels (B,) int64, both on
+    the device. With `shuffle` (training), the order of epoch e depends on (seed, e) alone, and the last partial batch is
+    dropped. Without (evaluation), the order is the stored one, and the last batch is padded to B images with labels `IGNORE`.
+    A policy that mixes images gives probabilities (B, K) float32 instead of labels.
+
+    A subclass sets `order`, and defines `_select_epoch` and `load`.
+
+    Args:
+        labels: (N,) int64 of the split.
+        image_shape: of the split, (H, W, C).
+        policy: the transforms of a batch; `policy.evaluation()` for evaluation.
+        batch_size: B of all ranks together.
+        seed: 64-bit seed of the order and of every augmentation draw.
+        device: where the batches are made.
+        dtype: of a batch's images: float32, float16 or bfloat16.
+        shuffle: training (True) or evaluation (False).
+        num_classes: K; by default the largest label plus one.
+        shard: this rank's part of every training batch, or of the images to evaluate; B above is then its share.
+
+    Attributes:
+        batch_size: this rank's images per batch.
+        labels: (N,) int64 on the device.
+        order: this rank's samples of the epoch, int64 on the device.
+        augment, augment_reason: "fused" (the Triton kernel, on CUDA) or "reference" (PyTorch), and the reason.
+
+    Raises:
+        UserError: a training batch is larger than the split, the policy does not fit the images, or the ranks cannot share a
+            batch equally.
     """
 
     order: torch.Tensor
@@ -33,12 +60,12 @@ class Loader:
         policy: Policy,
         *,
         batch_size: int,
-        seed: int,
-        device: torch.device | str,
-        dtype: torch.dtype,
-        shuffle: bool,
-        num_classes: int | None,
-        shard: Shard,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        shuffle: bool = True,
+        num_classes: int | None = None,
+        shard: Shard = WHOLE,
     ) -> None:
         if shuffle and batch_size > len(labels):
             raise UserError(

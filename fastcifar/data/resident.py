@@ -5,6 +5,7 @@ Shapes: N images in the split, B images per batch, H x W pixels, C channels.
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -12,7 +13,6 @@ from fastcifar.augment import Policy, epoch_order
 from fastcifar.data.dataset import Split
 from fastcifar.data.loader import Batch, Loader
 from fastcifar.runtime.errors import UserError
-from fastcifar.runtime.shard import WHOLE, Shard
 
 PORTION = 2**26
 """Bytes of pixels in host memory at a time during the upload."""
@@ -21,61 +21,23 @@ PORTION = 2**26
 class ResidentLoader(Loader):
     """Batches of a split that is stored on the device.
 
-    Iterating yields `(images, labels)`: images `(B, C, H, W)` in channels-last memory and `dtype`, labels `(B,)` int64,
-    both on the device. With `shuffle` (training), the order of epoch e depends on (seed, e) alone, and the last partial batch
-    is dropped. Without (evaluation), the order is the stored one, and the last batch is padded to B images with labels
-    `IGNORE`. A policy that mixes images gives probabilities (B, K) float32 instead of labels.
-
     Args:
         split: images (N, H, W, C) uint8 and labels (N,) int64.
-        policy: the transforms of a batch; `policy.evaluation()` for evaluation.
-        batch_size: B of all ranks together.
-        seed: 64-bit seed of the order and of every augmentation draw.
-        device: where the split is stored.
-        dtype: of a batch's images: float32, float16 or bfloat16.
-        shuffle: training (True) or evaluation (False).
-        num_classes: K; by default the largest label plus one.
         keep: share of the images in a training epoch; below 1, those of high loss are preferred, see `preferring_hard`.
-        shard: this rank's part of every training batch, or of the images to evaluate; B above is then its share.
-
-    Attributes:
-        batch_size: this rank's images per batch.
-        augment, augment_reason: "fused" (the Triton kernel, on CUDA) or "reference" (PyTorch), and the reason.
+        policy, options: as of `Loader`: batch_size, seed, device, dtype, shuffle, num_classes, shard.
 
     Raises:
-        UserError: a training batch is larger than the split, or the ranks cannot share it equally.
+        UserError: as `Loader`, or a training batch is larger than an epoch of `keep`.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        policy: Policy,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        shuffle: bool = True,
-        num_classes: int | None = None,
-        keep: float = 1.0,
-        shard: Shard = WHOLE,
-    ) -> None:
-        super().__init__(
-            split.labels,
-            split.image_shape,
-            policy,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            dtype=dtype,
-            shuffle=shuffle,
-            num_classes=num_classes,
-            shard=shard,
-        )
+    def __init__(self, split: Split, policy: Policy, *, keep: float = 1.0, **options: Any) -> None:
+        super().__init__(split.labels, split.image_shape, policy, **options)
         on_host = self.labels.device.type == "cpu"
         self.images = torch.from_numpy(split.images) if on_host else uploaded(split, self.labels.device)
-        if shuffle and batch_size > round(keep * len(split.labels)):
-            raise UserError(f"train.batch_size = {batch_size}: larger than an epoch of train.keep = {keep}; choose a smaller")
+        if self.shuffle and self.global_batch_size > round(keep * len(split.labels)):
+            raise UserError(
+                f"train.batch_size = {self.global_batch_size}: larger than an epoch of train.keep = {keep}; choose a smaller"
+            )
         self.keep = keep
         self.image_losses = torch.full((len(split.labels),), math.inf, device=self.labels.device)
         """The loss of each image when it was last trained on; infinite before."""

@@ -12,7 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from fastcifar.augment.batch import refuse_mixing
 from fastcifar.data.beton import read_beton
 from fastcifar.data.loader import Batch, Loader
 from fastcifar.runtime.errors import UserError
-from fastcifar.runtime.shard import WHOLE, Shard
 
 if TYPE_CHECKING:
     from fastcifar.data.ffcv_reader import Reader
@@ -40,53 +39,17 @@ class StreamingLoader(Loader):
 
     Args:
         path: a .beton.
-        policy: the transforms of a batch; `policy.evaluation()` for evaluation. It must not mix images.
-        batch_size: B of all ranks together.
-        seed: 64-bit seed of the order and of every augmentation draw.
-        device: where the batches are made.
-        dtype: of a batch's images: float32, float16 or bfloat16.
-        shuffle: training (True) or evaluation (False).
-        num_classes: K; by default the largest label plus one.
-        shard: this rank's part of every training batch, or of the images to evaluate; B above is then its share.
-
-    Attributes:
-        batch_size: this rank's images per batch.
-        labels: (N,) int64 on the device.
-        order: this rank's samples of the epoch, int64 on the device.
-        augment, augment_reason: "fused" (the Triton kernel, on CUDA) or "reference" (PyTorch), and the reason.
+        policy, options: as of `Loader`: batch_size, seed, device, dtype, shuffle, num_classes, shard. The policy must not mix
+            images.
 
     Raises:
-        UserError: FFCV is missing, the file is missing or damaged, the policy mixes images or does not fit them, a training
-            batch is larger than the split, or the ranks cannot share it equally.
+        UserError: as `Loader`, or FFCV is missing, the file is missing or damaged, or the policy mixes images.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        policy: Policy,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        shuffle: bool = True,
-        num_classes: int | None = None,
-        shard: Shard = WHOLE,
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], policy: Policy, **options: Any) -> None:
         refuse_mixing(policy)
         contents = read_beton(path)  # checks the file; FFCV does not
-        super().__init__(
-            contents.labels,
-            contents.image_shape,
-            policy,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            dtype=dtype,
-            shuffle=shuffle,
-            num_classes=num_classes,
-            shard=shard,
-        )
+        super().__init__(contents.labels, contents.image_shape, policy, **options)
         reader = _open_reader(path, *contents.fields, self.batch_size)
         feed = DeviceFeed(reader, self.labels.device) if self.labels.is_cuda else HostFeed(reader)
         self._feed = feed
@@ -94,7 +57,7 @@ class StreamingLoader(Loader):
         """Position of the batch that the feed returns next; None if it is stopped."""
         weakref.finalize(self, feed.stop)
         stored = torch.arange(len(contents.labels))
-        self._take_order(stored.to(device), stored)
+        self._take_order(stored.to(self.labels.device), stored)
         self._select_epoch(0)
 
     def load(self) -> Batch:

@@ -13,6 +13,7 @@ from fastcifar.engine.backends import build_step, choose_backend
 from fastcifar.engine.evaluate import Evaluator, Logits, evaluation_loader, logits_of
 from fastcifar.engine.step import Mark, plain_inductor
 from fastcifar.models import build_model
+from fastcifar.models.norm import choose_norms, fuse_norms
 from fastcifar.models.padding import pad_widths
 from fastcifar.models.summary import summarize
 from fastcifar.optim.averaging import build_average
@@ -50,6 +51,7 @@ class Engine:
         recipe: with the classes, channels, precision and seed of the run.
         precision_reason: why that precision.
         average: the average of the weights; None without one.
+        norm, norm_reason: the implementation of BatchNorm in training, and why.
         scored_model: the model that is evaluated and kept: the average (EMA), else `model`.
         backend, backend_reason: the step's back end, and why.
         loader_kind, loader_reason: the training loader, and why.
@@ -253,6 +255,8 @@ class Engine:
             "loader_reason": self.loader_reason,
             "augment": self.loader.augment,
             "augment_reason": self.loader.augment_reason,
+            "norm": self.norm,
+            "norm_reason": self.norm_reason,
         }
         if self.muon_update:
             described["muon"], described["muon_reason"] = self.muon_update
@@ -272,7 +276,9 @@ class Engine:
             if self.recipe.optimizer.name == "muon":
                 self._check_muon_padding(model)
         model = to_weights_dtype(model, train.precision).to(self.device, memory_format=torch.channels_last)
-        return synchronise_batchnorm(model, self.world) if train.sync_batchnorm else model
+        model = synchronise_batchnorm(model, self.world) if train.sync_batchnorm else model
+        self.norm, self.norm_reason = choose_norms(model, self.device)
+        return fuse_norms(model, self.norm, self.norm_reason)
 
     def _new_model(self) -> torch.nn.Module:
         """A new model on the CPU in float32, fitted to the training images where it wants that."""
@@ -314,6 +320,7 @@ class Engine:
         """Return everything that the compiled code depends on, as JSON values."""
         recipe = self.recipe
         shape = {"image_shape": self.dataset.manifest.image_shape, "processes": self.world.size, "step": self.backend}
+        shape["norm"] = self.norm
         shape |= {"device": [self.device.type, device_name(self.device)]}
         tables = {"model": recipe.model, "optimizer": recipe.optimizer, "train": recipe.train, "evaluate": recipe.evaluate}
         tables["train"] = dataclasses.replace(recipe.train, seed=0, epochs=1, log_every=1)

@@ -175,6 +175,8 @@ class Trainer:
             f"{precision} ({engine.precision_reason}), {engine.backend} step ({engine.backend_reason}), "
             f"{self.loader.augment} augmentation ({self.loader.augment_reason})"
         )
+        if self.device.type == "cuda":
+            self.reporter.line(f"BatchNorm: {engine.norm} ({engine.norm_reason})")
         if engine.muon_update:
             self.reporter.line("Muon's update: {} ({})".format(*engine.muon_update))
         if engine.loader_kind == "streaming":

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import torch
 from torch import nn
 
+from fastcifar.models.norm import last_norm
 from fastcifar.runtime.errors import UserError
 
 BOTTLENECK_REDUCTION = 4  # a bottleneck's 3x3 convolution has a quarter of the block's channels
@@ -67,12 +68,15 @@ def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> n
 
 
 class ConvNorm(nn.Sequential):
-    """A convolution as `conv` builds it, and its BatchNorm."""
+    """A convolution as `conv` builds it, and its BatchNorm; the latter takes a residual if it is a `BatchNormAct`."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
         self.conv = conv(in_channels, out_channels, kernel, stride)
         self.norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: torch.Tensor, *residual: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(x), *residual)
 
 
 class Block(nn.Module):
@@ -84,9 +88,21 @@ class Block(nn.Module):
         same_shape = stride == 1 and in_channels == out_channels
         self.shortcut = nn.Sequential() if same_shape else ConvNorm(in_channels, out_channels, 1, stride)
         self.relu = nn.ReLU(inplace=True)
+        self.adds_in_norm = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.relu(self.body(x) + self.shortcut(x))
+        if not self.adds_in_norm:
+            return self.relu(self.body(x) + self.shortcut(x))
+        *before, last = self.body
+        features = x
+        for layer in before:
+            features = layer(features)
+        return self.relu(last(features, self.shortcut(x)))
+
+    def fuse_norms(self) -> None:
+        """Let the body's last BatchNorm add the shortcut and compute ReLU, if it is the body's last layer."""
+        if norm := last_norm(self.body):
+            self.adds_in_norm, norm.relu, self.relu = True, True, nn.Identity()
 
 
 def basic(in_channels: int, out_channels: int, stride: int) -> Block:
@@ -129,6 +145,11 @@ class PreactivationBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         active = self.relu(self.norm(x))
         return self.body(active) + (x if self.shortcut is None else self.shortcut(active))
+
+    def fuse_norms(self) -> None:
+        """Let the first BatchNorm compute the ReLU that follows it."""
+        if norm := last_norm(self.norm):
+            norm.relu, self.relu = True, nn.Identity()
 
 
 BLOCKS = {"basic": basic, "bottleneck": bottleneck, "preactivation": PreactivationBlock}

@@ -31,10 +31,12 @@ class GroupConfig:
     epochs: Annotated[float | None, "epochs after which the learning rate has fallen linearly to 0, from the start"] = None
 
     def __post_init__(self) -> None:
-        for name in ("lr", "weight_decay", "epochs"):
+        for name in ("lr", "weight_decay"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise UserError(f"{name} = {value}: must be at least 0")
+        if self.epochs is not None and not self.epochs > 0:
+            raise UserError(f"epochs = {self.epochs}: must be above 0")
         if self.momentum is not None and not 0 <= self.momentum < 1:
             raise UserError(f"momentum = {self.momentum}: must be at least 0 and below 1")
 

@@ -94,7 +94,7 @@ def test_the_floor_of_a_run_counts_every_pass_of_training_and_scoring(setting, p
 
 
 def test_a_warm_up_of_the_learning_rate_longer_than_the_run_is_shortened():
-    recipe = load_recipe("cpu", ["schedule.warmup_epochs=5.0", "model.channels=[8, 8, 16]", "model.stem_channels=8"])
+    recipe = load_recipe("quick", ["schedule.warmup_epochs=5.0", "model.widths=[8, 8]", "train.image_sizes=[]"])
     setting = Setting(torch.device("cpu"), recipe, Size(rounds=1, images=16, batches=(8,)))
     with one(training.train_cases(setting)).implementations[0].ready() as work:
         assert work.run().steps == 2

@@ -87,7 +87,7 @@ def test_a_dry_run_executes_the_jobs_and_a_second_call_none_of_them_again(tmp_pa
     assert ABSOLUTE_PATH.findall(path.read_text() + table) == []
     for words in (
         "the seed recipe, one run each",
-        "The recipe cpu, 2 runs",
+        "The recipe seed, 2 runs",
         "### step",
         "### scaling",
         "cold",
@@ -230,7 +230,7 @@ def test_every_run_case_and_point_is_saved_when_it_is_measured(modules, tmp_path
     saved.clear()
     write_pictures(tmp_path / "pictures", count=40)
     prepare(str(tmp_path / "pictures"), tmp_path / "betons")
-    summary = gpu_suite.accuracy(plan, "cpu", 2, saved.append)
+    summary = gpu_suite.accuracy(plan, "seed", 2, saved.append)
     assert [one["runs"] for one in saved] == [1, 2]
     assert saved[-1] == summary
 

@@ -74,7 +74,7 @@ def test_streaming_begins_where_auto_chooses_it(monkeypatch):
 def test_every_point_is_written_down(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(scaling, "choose_device", lambda asked: torch.device("cpu"))
     monkeypatch.setattr(scaling, "ON_CPU", scaling.Grid((8, 16), (), (), (), 16))
-    scaling.main(str(tmp_path / "results.json"), str(tmp_path / "scaling.png"), "cpu")
+    scaling.main(str(tmp_path / "results.json"), str(tmp_path / "scaling.png"), "seed")
     found = json.loads((tmp_path / "results.json").read_text())
     assert [point["value"] for point in found["points"]] == [8, 16]
     assert found["environment"]["device"] == "cpu"

@@ -4,11 +4,16 @@ import json
 import math
 import re
 
+import numpy as np
+import pytest
+from helpers import quiet
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
+from fastcifar.data.dataset import Dataset, Manifest, Split
 from fastcifar.engine.engine import Engine
-from fastcifar.recipe import load_recipe
+from fastcifar.engine.trainer import train
+from fastcifar.recipe import load_recipe, recipe_names
 from fastcifar.runtime.distributed import process_group
 from fastcifar.runtime.errors import UserError
 
@@ -66,6 +71,7 @@ KEYS = {
         [{"name": "Translate", "pixels": 2}, {"name": "AlternatingFlip"}, {"name": "Normalize"}, {"name": "RandomErasing"}],
     ],
 }
+COUNTS = {"train": 2_000, "val": 100, "test": 100}
 A_KEY = re.compile(r"\b[a-z_]+(?:\.[a-z_]+)* = ")
 
 
@@ -113,3 +119,38 @@ def test_every_combination_trains_three_steps_or_is_refused(dataset, one_thread,
         refused = str(error)
         assert "\n" not in refused
         assert len(A_KEY.findall(refused)) >= 2 or "too small" in refused or "issue 191763" in refused, refused
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_that_comes_with_fastcifar_trains_and_is_within_its_budget(dataset, name):
+    recipe = load_recipe(name, ["train.batch_size=16", "evaluate.batch_size=32"])
+    assert recipe.model.budget == 5_000_000
+    with process_group("cpu") as world, Engine(recipe, dataset, world) as engine:
+        engine.step.run(3)
+        assert engine.step.losses[:3].isfinite().all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_quick_trains_on_letters_of_28_pixels_without_any_other_key(channels, tmp_path):
+    """26 classes, as EMNIST, mean and deviation from the manifest."""
+    rng = np.random.default_rng(0)
+    shape = 28, 28, channels
+    pixels = {name: rng.integers(0, 256, (count, *shape), dtype=np.uint8) for name, count in COUNTS.items()}
+    splits = {name: Split(images, np.arange(len(images)) % 26) for name, images in pixels.items()}
+    manifest = Manifest(
+        name="letters",
+        classes=tuple("abcdefghijklmnopqrstuvwxyz"),
+        image_shape=shape,
+        counts=COUNTS,
+        split_seed=0,
+        val_fraction=0.1,
+        mean=(0.5,) * channels,
+        std=(0.29,) * channels,
+        sha256=dict.fromkeys(COUNTS, "0" * 64),
+        source="made by the test",
+    )
+    recipe = load_recipe("quick", ["train.epochs=1"])
+    result = train(recipe, Dataset(tmp_path, manifest, **splits), tmp_path / "run", device="cpu", reporter=quiet())
+    assert result.model.head.out_features == 26
+    assert result.model.first.in_channels == channels
+    assert math.isfinite(result.summary.test_loss)
