@@ -28,7 +28,7 @@ def describe(recipe: Recipe, device: str = "auto", manifest: Manifest | None = N
         manifest: of the data set to train on; CIFAR-10's shape and number of images where None.
     """
     shape, train_images = (manifest.image_shape, manifest.counts["train"]) if manifest else (CIFAR_SHAPE, CIFAR_IMAGES)
-    recipe = recipe.fitted_to(manifest) if manifest else recipe
+    recipe = recipe.fitted_to(manifest) if manifest else recipe.without_data()
     chosen = choose_device(device)
     recipe, reason = recipe.resolved(chosen)
     size = recipe.augment.output_size(*shape)

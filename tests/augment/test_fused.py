@@ -161,7 +161,7 @@ from cross_compile import compiled
 from fastcifar.augment import CutMix, MixUp, Policy, RandomErasing, fused
 from fastcifar.recipe import load_recipe, recipe_names
 
-policies = {name: load_recipe(name).augment for name in recipe_names()}
+policies = {name: load_recipe(name).augment.fitted_to((0.5,) * 3, (0.25,) * 3) for name in recipe_names()}
 seed = policies["seed"].transforms
 policies["seed, float32"] = policies["seed"]
 policies["seed, mixup"] = Policy((*seed, MixUp(0.2)))

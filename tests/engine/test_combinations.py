@@ -95,7 +95,7 @@ def toml(value):
 
 
 @settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     derandomize=True,
     phases=[Phase.generate, Phase.shrink],
@@ -130,6 +130,7 @@ def test_every_recipe_that_comes_with_fastcifar_trains_and_is_within_its_budget(
         assert engine.step.losses[:3].isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3])
 def test_quick_trains_on_letters_of_28_pixels_without_any_other_key(channels, tmp_path):
     """26 classes, as EMNIST, mean and deviation from the manifest."""

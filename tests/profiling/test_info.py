@@ -38,3 +38,9 @@ def test_what_is_printed(described, layers, capsys):
         assert words in text
     assert ("stages.3.0.shortcut.conv" in text) is layers
     assert ("384x4x4" in text) is layers
+
+
+def test_a_recipe_that_takes_mean_and_deviation_from_its_data_is_described_without_any():
+    described = describe(load_recipe("quick", ["train.precision=fp32"]), "cpu")
+    assert described["model"]["parameters"] == 498_104
+    assert "assumed" in described["data"]

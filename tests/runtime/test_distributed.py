@@ -209,8 +209,8 @@ def test_a_rank_that_dies_or_hangs_ends_the_run(case, tmp_path, job, words):
 
 
 SMALL = [
-    "--recipe", "cpu", "--set", "model.stem_channels=8", "--set", "model.channels=[8, 8, 16]", "--set", "train.batch_size=500",
-    "--device", "cpu",
+    "--recipe", "seed", "--set", "model.stem_channels=8", "--set", "model.channels=[8, 8, 16]", "--set",
+    "model.blocks=[1, 1, 1]", "--set", "model.strides=[2, 2, 2]", "--set", "train.batch_size=500", "--device", "cpu",
 ]  # fmt: skip
 
 
