@@ -102,7 +102,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """How a split is scored."""
+    """The `[evaluate]` table of a recipe."""
 
     batch_size: Annotated[int, "images per forward pass, of all ranks; changes the result only by rounding"] = 1000
     every: Annotated[int, "epochs from one validation to the next; the last epoch is always validated"] = 1
@@ -150,6 +150,10 @@ class Recipe:
         """This recipe for a data set: its classes and channels, and where `Normalize` has none, its mean and deviation."""
         model = replace(self.model, num_classes=len(manifest.classes), in_channels=manifest.image_shape[2])
         return replace(self, model=model, augment=self.augment.fitted_to(manifest.mean, manifest.std))
+
+    def at_one_size(self) -> "Recipe":
+        """Return this recipe without `train.image_sizes`, so that all its steps do the same work."""
+        return replace(self, train=replace(self.train, image_sizes=()))
 
     def without_data(self) -> "Recipe":
         """Return this recipe for three channels of some mean and deviation, which change neither size nor work."""

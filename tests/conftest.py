@@ -122,6 +122,22 @@ def betons(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def here(tmp_path, monkeypatch, capfd):
+    """A function that runs the command line in this process and in a folder of its own: (exit code, stdout, stderr)."""
+
+    from fastcifar.cli import main
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fastcifar", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, *capfd.readouterr()
+
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+@pytest.fixture
 def recipe() -> Recipe:
     return load_recipe(
         "seed",

@@ -11,7 +11,6 @@ import time
 import pytest
 from helpers import fastcifar
 
-from fastcifar.cli import main
 from fastcifar.commands.options import in_options
 from fastcifar.recipe import recipe_names
 
@@ -35,20 +34,6 @@ finally:
     assert done.returncode == 0, done.stderr
     for command in ("prep", "train", "eval", "compare", "info", "augment", "recipes", "bench"):
         assert command in done.stdout
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch, capfd):
-    """A function that runs the command line in this process and in a folder of its own: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fastcifar", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code, *capfd.readouterr()
-
-    monkeypatch.chdir(tmp_path)
-    return run
 
 
 def test_recipes_lists_them_all_and_explains_one(here):

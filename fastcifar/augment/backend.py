@@ -1,13 +1,12 @@
 """Choice of the implementation that makes batches: the Triton kernel or the PyTorch reference."""
 
-import importlib.util
 import os
 from collections.abc import Callable
 
 import torch
 
 from fastcifar.augment import batch
-from fastcifar.runtime.compiler import missing_compiler
+from fastcifar.runtime.compiler import missing_for_kernels
 from fastcifar.runtime.errors import UserError
 
 VARIABLE = "FASTCIFAR_AUGMENT"
@@ -25,7 +24,7 @@ def choose_augment(device: torch.device) -> tuple[str, str]:
     asked = os.environ.get(VARIABLE) or "auto"
     if asked not in ("auto", "fused", "reference"):
         raise UserError(f"{VARIABLE}={asked}: must be fused or reference, or not set")
-    missing = missing_for_kernels(device)
+    missing = missing_for_kernels(device, interpreter=True)
     if asked == "fused" and missing:
         raise UserError(f"{VARIABLE}=fused: {missing}")
     if asked != "auto":
@@ -33,17 +32,6 @@ def choose_augment(device: torch.device) -> tuple[str, str]:
     if device.type == "cuda" and not missing:
         return "fused", "the fastest on CUDA"
     return "reference", missing or "Triton interprets, slowly"
-
-
-def missing_for_kernels(device: torch.device) -> str:
-    """Say what is missing to run the kernels on `device`; "" if nothing."""
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    if device.type == "cuda" and (compiler := missing_compiler()):
-        return f"Triton needs {compiler}"
-    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return "Triton kernels need CUDA"
-    return ""
 
 
 def batch_loader(name: str) -> LoadBatch:

@@ -14,9 +14,9 @@ from functools import cache
 import torch
 
 from fastcifar.augment import erasing_reference, transforms
-from fastcifar.augment.backend import missing_for_kernels
 from fastcifar.augment.erasing_reference import Parameters
 from fastcifar.augment.philox import MASK
+from fastcifar.runtime.compiler import missing_for_kernels
 from fastcifar.runtime.errors import UserError
 
 DTYPES = torch.float32, torch.float16, torch.bfloat16
@@ -35,7 +35,7 @@ def _erase(images: torch.Tensor, out: torch.Tensor, state: torch.Tensor, paramet
 
 @cache
 def _kernel_runs_on(device: torch.device) -> bool:
-    return device.type == "cuda" and not missing_for_kernels(device)
+    return device.type == "cuda" and not missing_for_kernels(device, interpreter=True)
 
 
 def _memory_format(images: torch.Tensor) -> torch.memory_format:

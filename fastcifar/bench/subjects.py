@@ -49,7 +49,7 @@ def make_cases(
     size = (sizes or (ON_CUDA if device.type == "cuda" else ON_CPU))[subject]
     if batch_sizes:
         size = dataclasses.replace(size, batches=tuple(batch_sizes))
-    recipe, _ = recipe.resolved(device)
+    recipe, _ = recipe.at_one_size().resolved(device)  # peers have one size too
     return SUBJECTS[subject](Setting(device, recipe.fitted_to(random_dataset(1, 0).manifest), size))
 
 

@@ -26,9 +26,9 @@ from fastcifar.bench.setting import IMAGE_BYTES, SHAPE, Setting, random_dataset,
 from fastcifar.bench.timing import past_the_cache
 from fastcifar.display.console import Reporter
 from fastcifar.engine.engine import Engine
-from fastcifar.engine.evaluate import VIEW_COUNTS
 from fastcifar.engine.step import forward_loss
 from fastcifar.engine.trainer import train
+from fastcifar.engine.work import views_per_image
 from fastcifar.models import build_model
 from fastcifar.models.summary import summarize
 from fastcifar.optim.optimizers import build_optimizer
@@ -134,7 +134,7 @@ def _run_case(
 ) -> Case:
     """Build a case that times a whole run; `passes`: over the images trained on, and over those scored."""
     recipe = job.recipe
-    trained, scored = passes[0] * job.trained, passes[1] * job.scored * VIEW_COUNTS[recipe.evaluate.tta]
+    trained, scored = passes[0] * job.trained, round(passes[1] * job.scored * views_per_image(recipe.evaluate))
     return Case(
         subject=subject,
         name=f"{recipe.name}, {name}",

@@ -47,6 +47,8 @@ def bench(
         f"{where}: {device_name(where)}, {loaded.train.precision} ({why}); implementations take turns; a ratio is the median "
         "over pairs of rounds\n"
     )
+    if loaded.train.image_sizes:
+        print("all steps at the images' own size, without train.image_sizes")
     if warning := emulation_warning(loaded.train.precision, where):
         print(warning)
     rows = []

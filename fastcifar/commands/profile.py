@@ -49,6 +49,8 @@ def profile(
     else:
         dataset = load_dataset(data)
     trace = out / "trace.json.gz"
+    if loaded.train.image_sizes:
+        print("all steps at the images' own size, without train.image_sizes")
     if warning := emulation_warning(loaded.resolved(where)[0].train.precision, where):
         print(warning)
     found = run_profile(loaded, dataset, where, trace, backend=step, loader=loader, steps=steps)

@@ -43,7 +43,7 @@ def choose_loader(asked: str, split_bytes: int, device: torch.device | str, free
 
 
 def open_loader(kind: str, dataset: Dataset, split: str, policy: Policy, **options: Any) -> ResidentLoader | StreamingLoader:
-    """Open the loader of kind "resident" or "streaming" for a split; `options` are those of `ResidentLoader`."""
+    """Open the loader of kind "resident" or "streaming" for a split; `options` are those of `Loader`."""
     if kind == "streaming":
         return StreamingLoader(dataset.root / f"{split}.beton", policy, **options)
     return ResidentLoader(getattr(dataset, split), policy, **options)

@@ -39,6 +39,7 @@ class Loader:
         shuffle: training (True) or evaluation (False).
         num_classes: K; by default the largest label plus one.
         shard: this rank's part of every training batch, or of the images to evaluate; B above is then its share.
+        keep: share of the images in a training epoch; below 1, those of high loss are preferred, see `preferring_hard`.
 
     Attributes:
         batch_size: this rank's images per batch.
@@ -66,15 +67,19 @@ class Loader:
         shuffle: bool = True,
         num_classes: int | None = None,
         shard: Shard = WHOLE,
+        keep: float = 1.0,
     ) -> None:
-        if shuffle and batch_size > len(labels):
+        if shuffle and batch_size > round(keep * len(labels)):
+            share = "" if keep == 1 else f", of which train.keep = {keep}"
             raise UserError(
-                f"train.batch_size = {batch_size}: larger than the split of {len(labels)} images; choose a smaller one"
+                f"train.batch_size = {batch_size}: larger than the split of {len(labels)} images{share}; choose a smaller one"
             )
+        if keep < 1 and shard.count > 1:
+            raise UserError(f"train.keep = {keep}: {shard.count} ranks cannot choose images by loss; use one")
         policy.output_size(*image_shape)  # raises if the policy does not fit the images
         self.labels = torch.from_numpy(labels).to(device)
         self.policy, self.seed, self.dtype, self.shuffle = policy, seed, dtype, shuffle
-        self.shard, self.global_batch_size = shard, batch_size
+        self.shard, self.global_batch_size, self.keep = shard, batch_size, keep
         self.batch_size = shard.training_batch(batch_size) if shuffle else shard.evaluation_batch(batch_size)
         self.num_classes = num_classes or int(labels.max()) + 1
         self.epoch = self.position = 0

@@ -12,7 +12,6 @@ import torch
 from fastcifar.augment import Policy, epoch_order
 from fastcifar.data.dataset import Split
 from fastcifar.data.loader import Batch, Loader
-from fastcifar.runtime.errors import UserError
 
 PORTION = 2**26
 """Bytes of pixels in host memory at a time during the upload."""
@@ -23,22 +22,16 @@ class ResidentLoader(Loader):
 
     Args:
         split: images (N, H, W, C) uint8 and labels (N,) int64.
-        keep: share of the images in a training epoch; below 1, those of high loss are preferred, see `preferring_hard`.
-        policy, options: as of `Loader`: batch_size, seed, device, dtype, shuffle, num_classes, shard.
+        policy, options: as of `Loader`: batch_size, seed, device, dtype, shuffle, num_classes, shard, keep.
 
     Raises:
-        UserError: as `Loader`, or a training batch is larger than an epoch of `keep`.
+        UserError: as `Loader`.
     """
 
-    def __init__(self, split: Split, policy: Policy, *, keep: float = 1.0, **options: Any) -> None:
+    def __init__(self, split: Split, policy: Policy, **options: Any) -> None:
         super().__init__(split.labels, split.image_shape, policy, **options)
         on_host = self.labels.device.type == "cpu"
         self.images = torch.from_numpy(split.images) if on_host else uploaded(split, self.labels.device)
-        if self.shuffle and self.global_batch_size > round(keep * len(split.labels)):
-            raise UserError(
-                f"train.batch_size = {self.global_batch_size}: larger than an epoch of train.keep = {keep}; choose a smaller"
-            )
-        self.keep = keep
         self.image_losses = torch.full((len(split.labels),), math.inf, device=self.labels.device)
         """The loss of each image when it was last trained on; infinite before."""
         self.order = self._order_of(0)

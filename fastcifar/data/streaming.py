@@ -43,13 +43,16 @@ class StreamingLoader(Loader):
             images.
 
     Raises:
-        UserError: as `Loader`, or FFCV is missing, the file is missing or damaged, or the policy mixes images.
+        UserError: as `Loader`, or FFCV is missing, the file is missing or damaged, the policy mixes images, or `keep` is below
+            1.
     """
 
     def __init__(self, path: str | os.PathLike[str], policy: Policy, **options: Any) -> None:
         refuse_mixing(policy)
         contents = read_beton(path)  # checks the file; FFCV does not
         super().__init__(contents.labels, contents.image_shape, policy, **options)
+        if self.keep < 1:
+            raise UserError(f"train.keep = {self.keep}: a streamed run cannot choose images by loss; use `loader=resident`")
         reader = _open_reader(path, *contents.fields, self.batch_size)
         feed = DeviceFeed(reader, self.labels.device) if self.labels.is_cuda else HostFeed(reader)
         self._feed = feed

@@ -15,7 +15,7 @@ from fastcifar.engine.step import Mark, plain_inductor
 from fastcifar.models import build_model
 from fastcifar.models.norm import choose_norms, fuse_norms
 from fastcifar.models.padding import pad_widths
-from fastcifar.models.summary import summarize
+from fastcifar.models.summary import too_small
 from fastcifar.optim.averaging import build_average
 from fastcifar.optim.muon import Muon
 from fastcifar.optim.optimizers import build_optimizer
@@ -82,14 +82,12 @@ class Engine:
         streaming = self.loader_kind == "streaming"
         if streaming and len(train.splits) > 1:
             raise UserError("train.splits = ['train', 'val']: a streamed run trains on one file; use `loader=resident`")
-        if train.keep < 1 and (streaming or world.size > 1):
-            where = "a streamed run" if streaming else f"a run of {world.size} ranks"
-            raise UserError(f"train.keep = {train.keep}: {where} cannot choose images by loss; use one GPU, `loader=resident`")
         self.backend, self.backend_reason = choose_backend(backend, self.device, streaming=streaming)
         torch.manual_seed(train.seed)
         began = time.perf_counter()
         self.model = self._build_model()
         self.initialize_seconds = self._seconds_since(began)
+        self._check_image_sizes()
         if self.device.type == "cpu" and PRECISIONS[train.precision].compute == torch.float32:
             check_convolutions(self.model)
         seed_rank(train.seed, world)
@@ -105,7 +103,7 @@ class Engine:
             dtype=PRECISIONS[train.precision].compute,
             num_classes=self.recipe.model.num_classes,
             shard=world.shard,
-            **({} if streaming else {"keep": train.keep}),
+            keep=train.keep,
         )
         self.average = build_average(self.model, self.recipe.average, train.epochs * len(self.loader))
         self.scored_model = self.average.model if self.recipe.average.name == "ema" else self.model
@@ -270,7 +268,6 @@ class Engine:
 
     def _build_model(self) -> torch.nn.Module:
         train, model = self.recipe.train, self._new_model()
-        self._check_image_sizes(model)
         if train.pad_widths:
             pad_widths(model, train.pad_widths)
             if self.recipe.optimizer.name == "muon":
@@ -298,23 +295,14 @@ class Engine:
                     f"{real[0]} to {padded[0]} filters would change Muon's update; choose widths that are multiples of 8"
                 )
 
-    def _check_image_sizes(self, model: torch.nn.Module) -> None:
+    def _check_image_sizes(self) -> None:
         """Refuse images that are too small for the model, in training at any of its sizes or in evaluation."""
         *own, channels = self.dataset.manifest.image_shape
         sides = {side for side in self.recipe.train.image_sides() if side}
         for height, width in {tuple(own), self.recipe.augment.output_size(*own, channels), *zip(sides, sides, strict=True)}:
-            try:
-                layers = {layer.name: layer for layer in summarize(model, (channels, height, width)).layers}
-                for name, module in model.named_modules():
-                    halves = isinstance(module, torch.nn.Conv2d) and max(module.stride) > 1
-                    if halves and layers[name].input_shape[1:] == (1, 1):
-                        # oneDNN leaves part of such a layer's gradient in bf16 unset (torch 2.14, AVX-512)
-                        raise RuntimeError(f"{name} would halve 1 x 1 pixels")
-            except RuntimeError as error:
+            if why := too_small(self.model, (channels, height, width)):
                 key = "train.image_sizes: " if {height, width} <= sides else ""
-                raise UserError(
-                    f"{key}images of {height} x {width} pixels are too small for the model: {first_line(error)}"
-                ) from None
+                raise UserError(f"{key}images of {height} x {width} pixels are too small for the model: {why}")
 
     def _compiled_for(self) -> dict[str, Any]:
         """Return everything that the compiled code depends on, as JSON values."""

@@ -45,8 +45,8 @@ def resume(engine: Engine, run: RunDirectory) -> Checkpoint:
         )
     if position >= total:
         raise UserError(f"{run.root}: already finished; score it with: fastcifar eval {run.root}")
+    engine.loader.restore(position, state)  # before the step asks for the position: an order may depend on what is restored
     engine.step.seek(position)
-    engine.loader.restore(position, state)
     engine.step.losses.copy_(state["losses"])
     if engine.world.is_rank_0:  # the sum over the ranks, counted once
         engine.step.correct.copy_(state["correct"])

@@ -28,14 +28,19 @@ def run_pflop(recipe: Recipe, dataset: Dataset, steps_per_epoch: int) -> float:
         dataset: as the run sees it; see `Dataset.train_on`.
         steps_per_epoch: batches of the training loader.
     """
-    shape, train, channels = dataset.manifest.image_shape, recipe.train, recipe.model.in_channels
-    own = recipe.augment.output_size(*shape)
-    sizes = Counter(own if side is None else (side, side) for side in train.image_sides())
-    passes = steps_per_epoch * train.batch_size * (2 if recipe.optimizer.sam_rho else 1)
-    flops = sum(epochs * passes * _flops(recipe.model, (channels, *size))[0] for size, epochs in sizes.items())
-    evaluated = recipe.augment.evaluation().output_size(*shape)
-    views = _scored_images(recipe, dataset) * _passes_per_image(recipe.evaluate)
-    return (flops + views * _flops(recipe.model, (channels, *evaluated))[1]) / PETA
+    shape = dataset.manifest.image_shape
+    trained = run_training_flops(recipe, shape, steps_per_epoch * recipe.train.batch_size)
+    evaluated = recipe.model.in_channels, *recipe.augment.evaluation().output_size(*shape)
+    views = _scored_images(recipe, dataset) * views_per_image(recipe.evaluate)
+    return (trained + views * _flops(recipe.model, evaluated)[1]) / PETA
+
+
+def run_training_flops(recipe: Recipe, image_shape: tuple[int, int, int], images_per_epoch: int) -> int:
+    """Count the floating-point operations of a run's training, for images of `image_shape` (H, W, C) in the data set."""
+    own, channels = recipe.augment.output_size(*image_shape), recipe.model.in_channels
+    sizes = Counter(own if side is None else (side, side) for side in recipe.train.image_sides())
+    passes = images_per_epoch * (2 if recipe.optimizer.sam_rho else 1)
+    return sum(epochs * passes * _flops(recipe.model, (channels, *size))[0] for size, epochs in sizes.items())
 
 
 def _scored_images(recipe: Recipe, dataset: Dataset) -> int:
@@ -45,8 +50,11 @@ def _scored_images(recipe: Recipe, dataset: Dataset) -> int:
     return validations * val + test
 
 
-def _passes_per_image(evaluate: EvaluateConfig) -> float:
-    """Forward passes per evaluated image; with `evaluate.tta_share`, all images alone and the views of some of each batch."""
+def views_per_image(evaluate: EvaluateConfig) -> float:
+    """Return the forward passes per evaluated image.
+
+    With `evaluate.tta_share`, all images alone and the views of some of each batch.
+    """
     views = VIEW_COUNTS[evaluate.tta]
     if evaluate.tta_share == 1:
         return views

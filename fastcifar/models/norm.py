@@ -4,7 +4,6 @@ A model is built of `nn.BatchNorm2d` and `nn.ReLU`. `fuse_norms` then replaces t
 transformation, like padding, which changes neither what is computed nor the names in `state_dict()`.
 """
 
-import importlib.util
 import os
 from itertools import pairwise
 
@@ -12,11 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastcifar.runtime.compiler import missing_compiler
+from fastcifar.runtime.compiler import BF16_CAPABILITY, missing_for_kernels
 from fastcifar.runtime.errors import UserError
 
-CAPABILITY = 8, 0
-"""Of the first GPUs that the tests compile the kernels for."""
 VARIABLE = "FASTCIFAR_NORM"
 
 
@@ -94,14 +91,8 @@ def choose_norms(model: nn.Module, device: torch.device) -> tuple[str, str]:
         raise UserError(f"{VARIABLE}={asked}: must be fused or reference")
     if asked == "reference":
         return "reference", f"the kernels were never timed; {VARIABLE}=fused tries them"
-    if importlib.util.find_spec("triton") is None:
-        return "reference", "Triton is not installed"
-    if os.environ.get("TRITON_INTERPRET") == "1":  # as on a software device
-        return "reference", "TRITON_INTERPRET=1: Triton's interpreter is slow"
-    if compiler := missing_compiler():
-        return "reference", f"Triton needs {compiler}"
-    if torch.cuda.get_device_capability(device) < CAPABILITY:
-        return "reference", f"the kernels need compute capability {'.'.join(map(str, CAPABILITY))}"
+    if missing := missing_for_kernels(device, capability=BF16_CAPABILITY):
+        return "reference", missing
     if not any(hasattr(module, "fuse_norms") for module in model.modules()):
         return "reference", f"{type(model).__name__} does not use them"
     if unknown := next(filter(None, map(_unknown, model.modules())), ""):

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from fastcifar.runtime.errors import first_line
+
 MEGABYTE = 2**20
 FLOAT32_BYTES = 4
 OPERATIONS_PER_MAC = 2  # a multiplication and an addition
@@ -97,6 +99,19 @@ def training_flops(model: nn.Module, image_shape: tuple[int, int, int] = (3, 32,
 def evaluation_flops(model: nn.Module, image_shape: tuple[int, int, int] = (3, 32, 32)) -> int:
     """Count the floating-point operations of one forward pass of one image, as `training_flops` does."""
     return OPERATIONS_PER_MAC * summarize(model, image_shape).macs
+
+
+def too_small(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
+    """Return why images of `image_shape` (C, H, W) are too small for `model`; "" if they are not."""
+    try:
+        layers = summarize(model, image_shape).layers
+    except RuntimeError as error:
+        return first_line(error)
+    for layer in layers:
+        module = model.get_submodule(layer.name)
+        if isinstance(module, nn.Conv2d) and max(module.stride) > 1 and layer.input_shape[1:] == (1, 1):
+            return f"{layer.name} would halve 1 x 1 pixels"  # oneDNN leaves part of its bf16 gradient unset (torch 2.14)
+    return ""
 
 
 def _recorder(name: str, layers: list[Layer]):

@@ -1,7 +1,5 @@
 """Muon: SGD whose update of each convolution's filters is orthogonalised, on CUDA by Triton kernels."""
 
-import importlib.util
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +7,7 @@ import torch
 from torch.optim.sgd import sgd
 
 from fastcifar.optim import muon_reference
-from fastcifar.runtime.compiler import missing_compiler
-
-CAPABILITY = 8, 0
-"""Of the first GPUs that multiply bf16 matrices."""
+from fastcifar.runtime.compiler import BF16_CAPABILITY, missing_for_kernels
 
 
 class Muon(torch.optim.Optimizer):
@@ -68,16 +63,8 @@ class Muon(torch.optim.Optimizer):
 
 def choose_update(device: torch.device) -> tuple[str, str]:
     """Choose ("fused" or "reference", reason): the kernels where they can run, which is on CUDA."""
-    if device.type != "cuda":
-        return "reference", "Triton kernels need CUDA"
-    if importlib.util.find_spec("triton") is None:
-        return "reference", "Triton is not installed"
-    if os.environ.get("TRITON_INTERPRET") == "1":  # as on a software device
-        return "reference", "TRITON_INTERPRET=1: Triton's interpreter is slow, and does not multiply bf16 matrices"
-    if compiler := missing_compiler():
-        return "reference", f"Triton needs {compiler}"
-    if torch.cuda.get_device_capability(device) < CAPABILITY:
-        return "reference", f"{device} does not compute in bf16"
+    if missing := missing_for_kernels(device, capability=BF16_CAPABILITY):
+        return "reference", missing
     return "fused", "the fewest launches"
 
 

@@ -53,6 +53,8 @@ def profile(
 ) -> dict[str, Any]:
     """Profile the training step of `recipe`, and write a Chrome trace (.json.gz, for Perfetto) to `trace`.
 
+    The images have their own size, whatever `train.image_sizes` says.
+
     Args:
         backend, loader: see `fastcifar.engine.engine.Engine`.
         steps: in each of `ROUNDS` rounds, and in the trace.
@@ -62,7 +64,7 @@ def profile(
         phases other than "idle".
     """
     steps = steps or STEPS[device.type]
-    recipe, precision_reason = _long_enough(recipe, dataset, steps).resolved(device)
+    recipe, precision_reason = _long_enough(recipe.at_one_size(), dataset, steps).resolved(device)
     before = measure_peaks(device, recipe.train.precision)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

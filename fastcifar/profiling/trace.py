@@ -22,8 +22,8 @@ PREFIX = "fastcifar:"
 PHASES = "augment", "forward", "loss", "backward", "optimizer"
 GROUPS = {
     "augmentation": "_augment_kernel|_erasing_kernel",
-    "optimizer": "fused_(sgd|adam)|multi_tensor|FusedSgd|FusedAdam|FusedOptimizer",
-    "normalisation": "batch_?norm|bn_(fw|bw)|welford|var_mean",
+    "optimizer": "fused_(sgd|adam)|multi_tensor|FusedSgd|FusedAdam|FusedOptimizer|_(pack|multiply|unpack)_kernel",
+    "normalisation": "batch_?norm|bn_(fw|bw)|welford|var_mean|_(moments|normalize|reduce|apply)_kernel",
     "convolution and matrix product": (
         "conv|gemm|wgrad|dgrad|fprop|xmma|cutlass|cudnn.*(nhwc|nchw)|nvjet|implicit|aten::(add|b)?mm|aten::linear|triton_tem"
     ),

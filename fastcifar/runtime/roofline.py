@@ -57,11 +57,6 @@ def sustained_flops_per_s(device: torch.device, precision: str, seconds: float =
         return 2 * side**3 * count / _seconds(lambda: [product() for _ in range(count)], device)
 
 
-def floor_seconds(macs: int, images: int, peaks: Peaks) -> float:
-    """Return the seconds to train on `images` images at the peak FLOP/s; `macs`: multiply-accumulates per image, forward."""
-    return FLOPS_PER_MAC * macs * images / peaks.flops_per_s
-
-
 def best_of(first: Peaks, second: Peaks) -> Peaks:
     """Combine two measurements: the higher of each rate."""
     return Peaks(max(first.flops_per_s, second.flops_per_s), max(first.bytes_per_s, second.bytes_per_s))

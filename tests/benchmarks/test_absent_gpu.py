@@ -18,11 +18,17 @@ LAUNCHES = {version: {"forward and loss": 96, "backward": 93} for version in ("2
 
 @pytest.fixture(scope="module")
 def counted(tmp_path_factory):
+    return count(tmp_path_factory.mktemp("count"), "reference")
+
+
+def count(folder, norm, *options):
+    """The counts of the seed step with one implementation of BatchNorm."""
     if shutil.which("c++") is None or torch.version.cuda is None:
         pytest.skip("needs a C++ compiler and PyTorch's CUDA build")
-    path = tmp_path_factory.mktemp("count") / "count.json"
+    path = folder / "count.json"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("TRITON_", "TORCHINDUCTOR_"))}
-    command = [sys.executable, COUNT, "seed", "--json", path]
+    environment["FASTCIFAR_NORM"] = norm
+    command = [sys.executable, COUNT, "seed", *options, "--json", path]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(path.read_text())
@@ -49,3 +55,10 @@ def test_the_bytes_of_the_normalisation_are_at_least_its_activations(counted):
     convolutions = {48: 5, 196: 5, 192: 5, 384: 3}
     activations = sum(64 * 2 * width * pixels[width] * count for width, count in convolutions.items())
     assert counted["forward and loss"]["kinds"]["normalisation"]["bytes"] >= 2 * activations
+
+
+def test_our_kernels_normalise_in_two_launches_each_way(tmp_path):
+    """18 BatchNorms, with the sums and ReLUs after them; the rest of docs/decisions.md's 127 launches are copies and sums."""
+    found = count(tmp_path, "fused", "--set", "train.pad_widths=16")
+    assert [graph["kinds"]["normalisation"]["launches"] for graph in found.values()] == [36, 36]
+    assert sum(graph["launches"] for graph in found.values()) <= 127

@@ -1,27 +1,11 @@
 """`fastcifar compare`, on folders that `fastcifar train --runs N` wrote."""
 
 import json
-import sys
 
 import pytest
 from helpers import quiet
 
-from fastcifar.cli import main
 from fastcifar.engine.runs import train_runs
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch, capfd):
-    """A function that runs the command line in this process and in a folder of its own: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fastcifar", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code, *capfd.readouterr()
-
-    monkeypatch.chdir(tmp_path)
-    return run
 
 
 def test_two_folders_of_train_are_compared_printed_and_written(here, recipe, dataset, tmp_path):

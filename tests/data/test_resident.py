@@ -82,7 +82,7 @@ def test_a_loader_records_the_losses_of_the_images_of_its_batch(split):
 
 
 def test_a_batch_larger_than_the_images_kept_is_refused(split):
-    with pytest.raises(UserError, match=r"batch_size = 40: larger than an epoch of train.keep = 0.6"):
+    with pytest.raises(UserError, match=r"batch_size = 40: larger than the split of 50 images, of which train.keep = 0.6"):
         ResidentLoader(split, POLICY, batch_size=40, keep=0.6)
 
 

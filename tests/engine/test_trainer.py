@@ -126,14 +126,14 @@ def test_a_stopped_and_resumed_run_is_bit_identical(
     assert timeless(whole.run) == timeless(resumed.run)
 
 
-@pytest.mark.parametrize("steps_before_the_stop", [2, 0])
+@pytest.mark.parametrize(("epochs_before", "steps_before"), [(1, 0), (2, 2), (3, 0)])
 @pytest.mark.parametrize("part", PARTS)
-def test_a_run_with_a_part_is_resumed_to_the_bit(recipe, dataset, tmp_path, part, steps_before_the_stop):
+def test_a_run_with_a_part_is_resumed_to_the_bit(recipe, dataset, tmp_path, part, epochs_before, steps_before):
     recipe = with_train(with_part(recipe, part), epochs=4)
     length = int(len(dataset.train.labels) * recipe.train.keep) // recipe.train.batch_size
     whole = train(recipe, dataset, tmp_path / "whole", device="cpu", reporter=quiet())
     assert whole.summary.steps == 4 * length
-    stop = stop_after(2 * length + steps_before_the_stop)
+    stop = stop_after(epochs_before * length + steps_before)
     assert not train(recipe, dataset, tmp_path / "parts", device="cpu", reporter=quiet(), should_stop=stop).finished
     run, again = open_run(tmp_path / "parts")
     resumed = train(again, dataset, resume=run, device="cpu", reporter=quiet())

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from fastcifar.models import ResNetConfig, build_model, norm
+from fastcifar.models import ResNetConfig, build_model
 from fastcifar.models.norm import BatchNormAct, choose_norms, fuse_norms
 from fastcifar.models.padding import pad_widths
 from fastcifar.models.resnet import BLOCKS
 from fastcifar.models.summary import summarize
+from fastcifar.runtime import compiler as compiler_of_triton
 from fastcifar.runtime.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -21,7 +22,7 @@ SMALL = {"stem_channels": 8, "channels": (8, 12), "blocks": (2, 1), "strides": (
 def absent_gpu(monkeypatch):
     """A CUDA device, as far as the choice asks."""
     pytest.importorskip("triton", reason="Triton is not installed")
-    monkeypatch.setattr(norm, "missing_compiler", lambda: "")
+    monkeypatch.setattr(compiler_of_triton, "missing_compiler", lambda: "")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setenv("FASTCIFAR_NORM", "fused")
     return torch.device("cuda")
@@ -103,7 +104,7 @@ def test_the_kernels_are_chosen_only_where_they_are_asked_for(absent_gpu, monkey
 )
 def test_what_the_kernels_lack_is_the_reason(absent_gpu, monkeypatch, capability, variable, compiler, reason):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(norm, "missing_compiler", lambda: compiler)
+    monkeypatch.setattr(compiler_of_triton, "missing_compiler", lambda: compiler)
     monkeypatch.setenv("TRITON_INTERPRET", variable)
     implementation, why = choose_norms(build_model(ResNetConfig(**SMALL)), absent_gpu)
     assert implementation == "reference"

@@ -7,9 +7,10 @@ import pytest
 import torch
 from helpers import make_step, with_train
 
-from fastcifar.optim import muon, muon_reference
+from fastcifar.optim import muon_reference
 from fastcifar.optim.muon import Muon, choose_update
 from fastcifar.optim.optimizers import OptimizerConfig
+from fastcifar.runtime import compiler as compiler_of_triton
 
 SHAPES = [(8, 3, 3, 3), (16, 8, 3, 3), (8, 16, 1, 1)]
 
@@ -146,13 +147,13 @@ def test_the_kernels_serve_gpus_that_multiply_bf16_and_the_reference_the_rest(mo
     cuda = torch.device("cuda")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    monkeypatch.setattr(muon, "missing_compiler", lambda: "")
+    monkeypatch.setattr(compiler_of_triton, "missing_compiler", lambda: "")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     assert choose_update(cuda) == ("fused", "the fewest launches")
     assert choose_update(torch.device("cpu")) == ("reference", "Triton kernels need CUDA")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert choose_update(cuda) == ("reference", "cuda does not compute in bf16")
-    monkeypatch.setattr(muon, "missing_compiler", lambda: "a C compiler")
+    assert choose_update(cuda) == ("reference", "the kernels need compute capability 8.0")
+    monkeypatch.setattr(compiler_of_triton, "missing_compiler", lambda: "a C compiler")
     assert choose_update(cuda) == ("reference", "Triton needs a C compiler")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert choose_update(cuda)[0] == "reference" and choose_update(cuda)[1].startswith("TRITON_INTERPRET=1: ")

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from fastcifar.display.info import print_info
+from fastcifar.models import build_model
+from fastcifar.models.summary import training_flops
 from fastcifar.profiling.info import describe
 from fastcifar.recipe import load_recipe
 
@@ -15,7 +17,7 @@ def described():
 
 
 def test_the_floor_is_the_arithmetic_over_the_measured_rate(described):
-    flops = 6 * described["model"]["macs"] * 40 * 40_000
+    flops = 2 * described["model"]["training_macs"] * 40 * 40_000
     assert described["floor_seconds"] == pytest.approx(flops / described["peaks"]["flops_per_s"])
 
 
@@ -44,3 +46,12 @@ def test_a_recipe_that_takes_mean_and_deviation_from_its_data_is_described_witho
     described = describe(load_recipe("quick", ["train.precision=fp32"]), "cpu")
     assert described["model"]["parameters"] == 498_104
     assert "assumed" in described["data"]
+
+
+def test_the_work_of_a_run_follows_its_splits_sizes_and_kept_images():
+    keys = ["train.precision=fp32", "train.epochs=4", "train.keep=0.5", "train.image_sizes=[{pixels=24,until=0.5}]"]
+    described = describe(load_recipe("speed94", keys), "cpu")
+    model = build_model(load_recipe("speed94").model)
+    assert described["images_trained"] == 4 * 25_000
+    flops = 50_000 * (training_flops(model, (3, 24, 24)) + training_flops(model, (3, 32, 32)))
+    assert described["floor_seconds"] == pytest.approx(flops / described["peaks"]["flops_per_s"])

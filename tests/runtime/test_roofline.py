@@ -5,14 +5,9 @@ import time
 import pytest
 import torch
 
-from fastcifar.runtime.roofline import Peaks, floor_seconds, measure_peaks, sustained_flops_per_s
+from fastcifar.runtime.roofline import measure_peaks, sustained_flops_per_s
 
 CPU = torch.device("cpu")
-
-
-def test_the_floor_of_the_seed_run_from_the_peak_of_an_h200():
-    peaks = Peaks(flops_per_s=790e12, bytes_per_s=4.3e12)
-    assert floor_seconds(496_697_088, 1_600_000, peaks) == pytest.approx(6.04, abs=0.01)
 
 
 def test_measured_peaks_are_plausible():
